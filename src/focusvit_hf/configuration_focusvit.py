@@ -1,0 +1,254 @@
+"""FocusViT model configuration."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .superpixels import default_cell_size, superpixel_layout
+
+
+LAYER_TYPES = ("full_attention", "latent_attention")
+_CHOICES = {
+    "embedding_type": ("conv", "patch"),
+    "patch_pooling": ("superpixel", "grid", "none"),
+    "superpixel_method": ("torch", "skimage"),
+    "superpixel_assignment": ("soft", "hard"),
+    "position_embedding_type": ("dynamic", "learned"),
+    "classifier_pooling": ("cls",),
+}
+_POSITIVE = (
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "superpixel_iterations",
+    "superpixel_compactness",
+    "stem_channels",
+    "num_latents",
+    "layer_norm_eps",
+)
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+# How near an unknown key must be to a known field to be taken for a misspelling of it.
+_MISSPELT = 0.8
+
+
+@strict
+class FocusViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of a FocusViT ("Focus Your Attention: Towards Data-Intuitive Lightweight Vision Transformers",
+    arXiv 2506.18791) and of its controls, the dense ViT and pooling over a regular grid.
+
+    Args:
+        image_size (`int` or (height, width), *optional*, defaults to 224):
+            Size in pixels the model is trained at; `patch_size` divides it. Other sizes that the patch divides work
+            in `forward`.
+        patch_size (`int`, *optional*, defaults to 16): Side of a patch in pixels.
+        num_channels (`int`, *optional*, defaults to 3): Channels of `pixel_values`.
+        hidden_size (`int`, *optional*, defaults to 192): Width D of the tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Number of layers.
+        num_attention_heads (`int`, *optional*, defaults to 3): Heads of each attention; divides `hidden_size`.
+        intermediate_size (`int`, *optional*, defaults to 768): Width of the MLP.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embedding, attention and MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth: share of pictures a residual branch is skipped for, rising linearly to this in the last
+            layer.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-12): Epsilon of the layer norms.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        embedding_type (`str`, *optional*, defaults to `"conv"`):
+            Units that are pooled: `"conv"`, cells of a small convolutional stem, pooled by mean and maximum;
+            `"patch"`, linear patches as in ViT and the paper, pooled by their mean.
+        stem_channels (`int`, *optional*, defaults to 32): Channels of the convolutional stem.
+        patch_pooling (`str`, *optional*, defaults to `"superpixel"`):
+            What a token is pooled over: `"superpixel"`; `"grid"`, as many tiles of a regular grid; `"none"`, one token
+            a patch (the dense control).
+        num_superpixels (`int` or (rows, columns), *optional*, defaults to 49):
+            K, the number of tokens of a picture. An `int` must factor into tiles of an aspect of at most 2.
+        superpixel_compactness (`float`, *optional*, defaults to 10.0): m of SLIC: larger is squarer.
+        superpixel_iterations (`int`, *optional*, defaults to 5): Rounds of SLIC.
+        superpixel_cell_size (`int`, *optional*):
+            Side in pixels of the cells that superpixels are made of; divides the patch. Defaults to the largest
+            divisor of the patch that is at most a quarter of it.
+        superpixel_method (`str`, *optional*, defaults to `"torch"`):
+            `"torch"`, or `"skimage"` for the processor's slow reference. `forward` on pixels alone is `"torch"` only.
+        superpixel_assignment (`str`, *optional*, defaults to `"soft"`):
+            `"soft"`: a patch counts for every superpixel by its overlap; `"hard"`: for the one with the largest.
+        position_embedding_type (`str`, *optional*, defaults to `"dynamic"`):
+            `"dynamic"`: an MLP on each token's place, area and extent; `"learned"`: the table of a ViT, pooled like
+            the patches.
+        layer_types (`list[str]`, *optional*):
+            Per layer `"full_attention"` or `"latent_attention"`. Defaults to latent attention in all layers.
+        num_latents (`int`, *optional*, defaults to 16): M, the number of learned latent tokens.
+        attention_area_bias (`bool`, *optional*, defaults to `False`):
+            Whether attention to a token is raised by the logarithm of its area relative to the mean area.
+        classifier_pooling (`str`, *optional*, defaults to `"cls"`): The classifier reads the class token.
+        image_mean, image_std (`list[float]`, *optional*, default to 0.5 for each channel):
+            Normalisation of `pixel_values`, undone to compute superpixels from them.
+
+    Raises:
+        ValueError: on values out of range or at odds with each other, and on an unknown key that looks like a
+            misspelt field. Other unknown keys are kept, so that configurations of later versions load.
+
+    Example:
+
+    ```python
+    >>> from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+
+    >>> config = FocusViTConfig(num_superpixels=36, num_labels=10)
+    >>> model = FocusViTForImageClassification(config)
+    ```"""
+
+    model_type = "focusvit"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 192
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 3
+    intermediate_size: int = 768
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    qkv_bias: bool = True
+    embedding_type: str = "conv"
+    stem_channels: int = 32
+    patch_pooling: str = "superpixel"
+    num_superpixels: int | list[int] | tuple[int, int] = 49
+    superpixel_compactness: float | int = 10.0
+    superpixel_iterations: int = 5
+    superpixel_cell_size: int | None = None
+    superpixel_method: str = "torch"
+    superpixel_assignment: str = "soft"
+    position_embedding_type: str = "dynamic"
+    layer_types: list[str] | None = None
+    num_latents: int = 16
+    attention_area_bias: bool = False
+    classifier_pooling: str = "cls"
+    image_mean: list[float | int] | tuple[float | int, ...] | None = None
+    image_std: list[float | int] | tuple[float | int, ...] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_misspelt(kwargs)
+        if self.layer_types is None:
+            self.layer_types = ["latent_attention"] * self.num_hidden_layers
+        self.image_mean = [0.5] * self.num_channels if self.image_mean is None else list(self.image_mean)
+        self.image_std = [0.5] * self.num_channels if self.image_std is None else list(self.image_std)
+        super().__post_init__(**kwargs)
+        self._check_ranges()
+        self._check_sizes()
+        self.validate_layer_type()
+
+    def _refuse_misspelt(self, kwargs: dict) -> None:
+        known = [field.name for field in fields(self)] + ["num_labels"]
+        for key in kwargs:
+            # Attributes that are no fields but that every configuration knows, such as num_labels.
+            if key.startswith("_") or hasattr(type(self), key) or key in ("torch_dtype", "attn_implementation"):
+                continue
+            near = difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT)
+            if near:
+                raise ValueError(f"Unknown configuration field {key!r}: expected {near[0]!r}?")
+
+    def _check_ranges(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Expected {name} to be one of {choices}, got {getattr(self, name)!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"Expected hidden_act to be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"Expected {name} > 0, got {getattr(self, name)}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"Expected initializer_range >= 0, got {self.initializer_range}.")
+        for name in _PROBABILITIES:
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"Expected {name} in [0, 1), got {getattr(self, name)}.")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if len(values) != self.num_channels or not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f"Expected {name} with one finite value for each of the {self.num_channels} channels, "
+                    f"got {values}."
+                )
+            if name == "image_std" and min(values) <= 0:
+                raise ValueError(f"Expected image_std > 0, got {values}.")
+
+    def _check_sizes(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"Expected a hidden_size that num_attention_heads={self.num_attention_heads} divides, "
+                f"got {self.hidden_size}."
+            )
+        height, width = self.image_height_and_width
+        if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"Expected an image_size that patch_size={self.patch_size} divides, got {self.image_size}."
+            )
+        if self.patch_size % self.cell_size:
+            raise ValueError(
+                f"Expected a superpixel_cell_size that divides patch_size={self.patch_size}, got {self.cell_size}."
+            )
+        if self.patch_pooling != "none":
+            superpixel_layout(self.num_superpixels, height // self.cell_size, width // self.cell_size)
+        if not isinstance(self.num_superpixels, int):
+            self.num_superpixels = list(self.num_superpixels)
+
+    def validate_layer_type(self) -> None:
+        """Raises ValueError unless `layer_types` names one of [`LAYER_TYPES`] for each layer."""
+        layer_types = self.layer_types or []
+        unknown = sorted(set(layer_types) - set(LAYER_TYPES))
+        if unknown:
+            raise ValueError(f"Expected layer_types from {LAYER_TYPES}, got {unknown}.")
+        if len(layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"Expected {self.num_hidden_layers} layer_types, one for each layer, got {len(layer_types)}."
+            )
+
+    @property
+    def image_height_and_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        size: int | Sequence[int] = self.image_size
+        if isinstance(size, int):
+            return size, size
+        if len(size) != 2:
+            raise ValueError(f"Expected image_size as one number or (height, width), got {size}.")
+        return size[0], size[1]
+
+    @property
+    def cell_size(self) -> int:
+        """Side of a superpixel cell in pixels: `superpixel_cell_size` or its default."""
+        if self.superpixel_cell_size is None:
+            return default_cell_size(self.patch_size)
+        if self.superpixel_cell_size < 1:
+            raise ValueError(f"Expected superpixel_cell_size >= 1, got {self.superpixel_cell_size}.")
+        return self.superpixel_cell_size
+
+    @property
+    def num_tokens(self) -> int:
+        """K: the number of tokens an image of `image_size` is pooled to."""
+        if self.patch_pooling == "none":
+            height, width = self.image_height_and_width
+            return (height // self.patch_size) * (width // self.patch_size)
+        return self.superpixel_count
+
+    @property
+    def superpixel_count(self) -> int:
+        """K as one number."""
+        count: int | Sequence[int] = self.num_superpixels
+        return count if isinstance(count, int) else count[0] * count[1]
+
+
+__all__ = ["FocusViTConfig"]

@@ -1,0 +1,472 @@
+"""Image processor of FocusViT: pictures to `pixel_values` and `superpixel_ids`."""
+
+import math
+import os
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+from .pictures import channels_first, check_area, decode, flat_pictures, from_array, from_pil, naming_picture, resize
+from .superpixels import default_cell_size, slic, superpixel_layout
+from .superpixels_skimage import skimage_slic_ids
+
+
+logger = logging.get_logger(__name__)
+
+SUPERPIXEL_METHODS = ("torch", "skimage")
+# What processor and configuration share; a cell size of None counts as the one it stands for.
+SHARED_FIELDS = (
+    "num_superpixels",
+    "superpixel_compactness",
+    "superpixel_iterations",
+    "superpixel_cell_size",
+    "superpixel_method",
+    "image_mean",
+    "image_std",
+)
+
+
+class FocusViTImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options of [`FocusViTImageProcessor`], described there, beside those of all image processors."""
+
+    do_superpixels: bool
+    num_superpixels: int | list[int] | tuple[int, int]
+    superpixel_compactness: float | int
+    superpixel_iterations: int
+    superpixel_cell_size: int | None
+    superpixel_method: str
+    patch_size: int
+
+
+_OWN_OPTIONS = tuple(
+    name for name in FocusViTImageProcessorKwargs.__annotations__ if name not in ImagesKwargs.__annotations__
+)
+
+
+class _Picture(NamedTuple):
+    """A picture after resize and crop. Pictures that agree in all but the values are finished together."""
+
+    array: np.ndarray  # (channels, height, width), uint8 or float32
+    divisor: float  # what rescales the array: rescaled = array / divisor
+    white: float  # value of white in the rescaled picture
+
+
+def _per_channel(name: str, values: float | tuple[float, ...] | list[float], channels: int) -> torch.Tensor:
+    """(channels, 1, 1) float32."""
+    listed = [float(values)] * channels if isinstance(values, (int, float)) else [float(value) for value in values]
+    if len(listed) != channels:
+        raise ValueError(f"Expected {name} with one value for each of the {channels} channels, got {listed}.")
+    return torch.tensor(listed)[:, None, None]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises ValueError for options out of range; `options` holds all of them."""
+    for name in ("superpixel_iterations", "patch_size"):
+        if not _is_count(options[name]):
+            raise ValueError(f"Expected {name} as a whole number >= 1, got {options[name]!r}.")
+    number = options["num_superpixels"]
+    pair = number if isinstance(number, tuple) else (number, 1)
+    if len(pair) != 2 or not all(map(_is_count, pair)):
+        raise ValueError(f"Expected num_superpixels as K >= 1 or (rows, columns), each >= 1, got {number!r}.")
+    compactness = options["superpixel_compactness"]
+    if not isinstance(compactness, (int, float)) or not 0 < compactness < math.inf:
+        raise ValueError(f"Expected superpixel_compactness > 0, got {compactness!r}.")
+    if options["superpixel_method"] not in SUPERPIXEL_METHODS:
+        raise ValueError(
+            f"Expected superpixel_method to be one of {SUPERPIXEL_METHODS}, got {options['superpixel_method']!r}."
+        )
+    cell = options["superpixel_cell_size"]
+    if cell is not None and (not _is_count(cell) or options["patch_size"] % cell):
+        raise ValueError(
+            f"Expected a superpixel_cell_size that divides patch_size={options['patch_size']}, got {cell!r}."
+        )
+    for name in ("image_mean", "image_std"):
+        values = options[name]
+        values = values if isinstance(values, tuple) else () if values is None else (values,)
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            raise ValueError(f"Expected finite numbers in {name}, got {options[name]!r}.")
+        if name == "image_std" and not all(value > 0 for value in values):
+            raise ValueError(f"Expected image_std > 0, got {options[name]!r}.")
+
+
+def _count(num_superpixels: int | tuple[int, int]) -> int:
+    return num_superpixels if isinstance(num_superpixels, int) else math.prod(num_superpixels)
+
+
+def _shared_values(owner: Any) -> dict[str, Any]:
+    """The shared fields of a processor or configuration, in one form."""
+    values = {name: getattr(owner, name) for name in SHARED_FIELDS}
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            values[name] = tuple(value)
+    for name in ("image_mean", "image_std"):
+        if isinstance(values[name], (int, float)):
+            values[name] = (values[name],) * 3
+    if values["superpixel_cell_size"] is None:
+        values["superpixel_cell_size"] = default_cell_size(owner.patch_size)
+    return values
+
+
+class FocusViTImageProcessor(PilBackend):
+    r"""
+    Prepares pictures for FocusViT: resize, crop, superpixels, rescale, normalise. Runs without torchvision.
+
+    `size`, `crop_size`, `resample`, `rescale_factor`, `image_mean` and `image_std` mean what they mean in ViT's
+    processor, and the `pixel_values` of 8-bit pictures equal ViT's. Superpixels are computed on the picture in 8 bits
+    after resize and crop, for the whole batch at once. All options can be given here, to `from_pretrained` and with
+    each call, and are saved.
+
+    Pictures: PIL of any mode (transparency is laid over white; 16-bit values are scaled to 8 bits), arrays and
+    tensors, channels first or last or without channels; one, or a list, or a batch. Integers above 255 count as
+    16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise; resizing rounds them to 8 bits.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
+            Size after resizing; `{"shortest_edge": n}` keeps the aspect.
+        resample (`PIL.Image.Resampling`, *optional*, defaults to bilinear): Filter of the resize.
+        do_center_crop (`bool`, *optional*, defaults to `False`): Whether to crop the middle after resizing.
+        crop_size (`dict[str, int]`, *optional*): Size of the crop; a smaller picture is padded with black.
+        do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1/255): Factor of the rescaling.
+        do_normalize (`bool`, *optional*, defaults to `True`): Whether to normalise.
+        image_mean, image_std (`float` or `list[float]`, *optional*, default to 0.5): Statistics for white = 1.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert to three channels.
+        do_superpixels (`bool`, *optional*, defaults to `True`): Whether to return `superpixel_ids`.
+        num_superpixels (`int` or (rows, columns), *optional*, defaults to 49): K, the same for every picture.
+        superpixel_compactness (`float`, *optional*, defaults to 10.0): m of SLIC: larger is squarer.
+        superpixel_iterations (`int`, *optional*, defaults to 5): Rounds of SLIC.
+        superpixel_cell_size (`int`, *optional*):
+            Side in pixels of the cells superpixels are made of; divides patch, height and width. Defaults to the
+            largest divisor of the patch that is at most a quarter of it.
+        superpixel_method (`str`, *optional*, defaults to `"torch"`):
+            `"torch"` (see [`~superpixels.slic`]) or `"skimage"`: scikit-image's `slic` a picture at a time, its map
+            reduced to cells by majority and repaired to K by splitting the largest segments or merging the smallest.
+        patch_size (`int`, *optional*, defaults to 16): The model's patch, from which the cell's default follows.
+
+    Returns of a call:
+        [`BatchFeature`] with `pixel_values` of shape `(batch_size, 3, height, width)`, float32, and `superpixel_ids`
+        of shape `(batch_size, height / cell, width / cell)`, int64 in [0, K), every id present in every picture.
+        Lists of arrays without `return_tensors`.
+
+    Raises:
+        ValueError:
+            On options out of range; on a picture that is empty, holds NaN or infinity, cannot be decoded or is larger
+            than `PIL.Image.MAX_IMAGE_PIXELS` (its number in the batch, from 0, is named); when cell or K do not fit.
+
+    Example:
+
+    ```python
+    >>> from focusvit_hf import FocusViTImageProcessor
+    >>> from skimage.data import chelsea
+
+    >>> processor = FocusViTImageProcessor(num_superpixels=36)
+    >>> inputs = processor(chelsea(), return_tensors="pt")
+    >>> inputs.pixel_values.shape, inputs.superpixel_ids.shape
+    (torch.Size([1, 3, 224, 224]), torch.Size([1, 56, 56]))
+    ```"""
+
+    valid_kwargs = FocusViTImageProcessorKwargs
+    model_input_names = ["pixel_values", "superpixel_ids"]
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_superpixels = True
+    num_superpixels = 49
+    superpixel_compactness = 10.0
+    superpixel_iterations = 5
+    superpixel_cell_size = None
+    superpixel_method = "torch"
+    patch_size = 16
+
+    def __init__(self, **kwargs: Unpack[FocusViTImageProcessorKwargs]):
+        # Unlike a call's, the library does not look at the types of these.
+        own = {name: kwargs[name] for name in _OWN_OPTIONS if kwargs.get(name) is not None}  # type: ignore[literal-required]
+        try:
+            validate_typed_dict(cast(Any, self.valid_kwargs), own)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+        super().__init__(**kwargs)  # type: ignore[misc]
+
+    def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
+        kwargs = super()._standardize_kwargs(*args, **kwargs)
+        if isinstance(kwargs["num_superpixels"], list):
+            kwargs["num_superpixels"] = tuple(kwargs["num_superpixels"])
+        _check_options(kwargs)
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(*args, **kwargs)
+        if kwargs["do_pad"]:
+            raise ValueError(
+                "Expected do_pad=False: a padded border would get superpixels of its own. Resize or crop."
+            )
+        factor = kwargs["rescale_factor"]
+        if kwargs["do_rescale"] and not 0 < factor < math.inf:
+            raise ValueError(f"Expected rescale_factor > 0, got {factor}.")
+        size = kwargs["crop_size"] if kwargs["do_center_crop"] else kwargs["size"] if kwargs["do_resize"] else None
+        # Where the options fix the size, a misfit shows before any picture is decoded.
+        if kwargs["do_superpixels"] and size is not None and size.height and size.width:
+            self._check_superpixels(size.height, size.width, **kwargs)
+
+    @staticmethod
+    def _check_superpixels(
+        height: int,
+        width: int,
+        *,
+        num_superpixels: int | tuple[int, int],
+        superpixel_cell_size: int | None,
+        superpixel_method: str,
+        patch_size: int,
+        **kwargs: Any,
+    ) -> int:
+        """The cell size; ValueError when cells or superpixels do not fit a picture of height x width pixels."""
+        cell = default_cell_size(patch_size) if superpixel_cell_size is None else superpixel_cell_size
+        if height % cell or width % cell:
+            raise ValueError(
+                f"Expected pictures whose height and width the superpixel cell of {cell} pixels divides, got "
+                f"{height} x {width} after resize and crop. Change size, crop_size or superpixel_cell_size, or pass "
+                "do_superpixels=False."
+            )
+        rows, columns = height // cell, width // cell
+        if superpixel_method == "torch":
+            superpixel_layout(num_superpixels, rows, columns)
+        elif _count(num_superpixels) > rows * columns:
+            raise ValueError(
+                f"Expected num_superpixels up to the {rows * columns} cells of the picture, got {num_superpixels}."
+            )
+        return cell
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """As in the base class; of files the size is checked before they are decoded."""
+        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            with Image.open(image_url_or_urls) as image:
+                check_area(*image.size)
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """
+        One picture as array (channels, height, width): uint8, or float32 from floats.
+
+        Raises:
+            ValueError: on pictures that cannot be used, see [`FocusViTImageProcessor`].
+        """
+        if isinstance(image, Image.Image):
+            return channels_first(from_pil(image, do_convert_rgb))
+        array = from_array(image)
+        if array.ndim == 2:
+            array = array[None]
+        else:
+            if input_data_format is None:
+                input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+            if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+                array = np.moveaxis(array, -1, 0)
+        if do_convert_rgb:
+            return np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.FIRST))
+        return array
+
+    def _prepare_image_like_inputs(
+        self, images: ImageInput, *args: Any, do_convert_rgb: bool | None = None, **kwargs: Any
+    ) -> list[Any]:
+        prepared: list[Image.Image | np.ndarray] = []
+        for index, image in enumerate(flat_pictures(images)):
+            with naming_picture(index, "could not be decoded"):
+                image = self.fetch_images(image)
+                if isinstance(image, Image.Image):
+                    decode(image)
+            with naming_picture(index, "cannot be used"):
+                if isinstance(image, Image.Image):
+                    # An array would cost a large photograph two copies before it is shrunk.
+                    prepared.append(from_pil(image, do_convert_rgb))
+                else:
+                    prepared.append(self.process_image(image, do_convert_rgb, **kwargs))
+        if not prepared:
+            raise ValueError(f"Expected at least one image, got {images!r}.")
+        return prepared
+
+    def _resize_and_crop(
+        self,
+        image: Image.Image | np.ndarray,
+        *,
+        do_resize: bool,
+        size: SizeDict,
+        resample: int,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_superpixels: bool,
+        **kwargs: Any,
+    ) -> _Picture:
+        divisor = 1 / rescale_factor if do_rescale else 1.0
+        white = 1.0
+        if isinstance(image, np.ndarray) and image.dtype == np.float32:
+            low, high = float(image.min()), float(image.max())
+            white_level = divisor if do_rescale else 1.0 if high <= 1 else 255.0
+            white = white_level / divisor
+            # Half a level of slack: 8-bit values that were scaled in float16 may overshoot.
+            slack = white_level / 510
+            if (do_resize or do_superpixels) and not -slack <= low <= high <= white_level + slack:
+                raise ValueError(
+                    f"expected values in 0..{white_level:g} with do_rescale={do_rescale}, got {low:g}..{high:g}; only "
+                    "do_resize=False with do_superpixels=False takes others"
+                )
+            if do_rescale and 0 < high <= 1 < divisor:
+                logger.warning_once(
+                    "The values of a picture lie in 0..1 already and are rescaled again: pass do_rescale=False."
+                )
+            if do_resize:
+                image = np.rint(image * (255 / white_level)).clip(0, 255).astype(np.uint8)
+                divisor = 255 / white
+        if do_resize:
+            image = resize(image, size, resample)
+        elif isinstance(image, Image.Image):
+            image = channels_first(image)
+        if do_center_crop:
+            image = self.center_crop(image, crop_size)
+        return _Picture(image, divisor, white)
+
+    def _preprocess(
+        self, images: list[Any], *args: Any, return_tensors: str | TensorType | None = None, **options: Any
+    ) -> BatchFeature:
+        groups: dict[tuple, list[int]] = {}
+        pictures = []
+        for index, image in enumerate(images):
+            with naming_picture(index, "cannot be used"):
+                picture = self._resize_and_crop(image, **options)
+            groups.setdefault((picture.array.shape, picture.array.dtype, *picture[1:]), []).append(index)
+            pictures.append(picture)
+
+        finished: dict[str, list[Any]] = {}
+        for members in groups.values():
+            with naming_picture(members[0], "cannot be used"):
+                batch = self._finish([pictures[index] for index in members], **options)
+            if return_tensors is not None and len(groups) == 1:
+                return BatchFeature(data=batch, tensor_type=return_tensors)
+            for name, values in batch.items():
+                rows = finished.setdefault(name, [None] * len(pictures))
+                for index, value in zip(members, values.numpy(), strict=True):
+                    rows[index] = value
+        return BatchFeature(data=finished, tensor_type=return_tensors)
+
+    def _finish(
+        self,
+        pictures: list[_Picture],
+        *,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
+        do_superpixels: bool,
+        **options: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Pictures of one shape and scale to tensors: rescaled, normalised, cut into superpixels."""
+        stack = torch.from_numpy(np.stack([picture.array for picture in pictures]))
+        _, divisor, white = pictures[0]
+        pixel_values = stack.to(torch.float32, copy=True).div_(divisor)
+        mean, std = torch.zeros(1), torch.ones(1)
+        if do_normalize:
+            mean = _per_channel("image_mean", image_mean, stack.shape[1])
+            std = _per_channel("image_std", image_std, stack.shape[1])
+            pixel_values.sub_(mean).div_(std)
+        if not do_superpixels:
+            return {"pixel_values": pixel_values}
+        levels = stack
+        if stack.dtype != torch.uint8:
+            # The model's way back from pixel_values, step by step, so that both round the same numbers.
+            levels = (pixel_values * (std * 255)).add_(mean * 255).div_(white).round_().clamp_(0, 255).to(torch.uint8)
+        return {"pixel_values": pixel_values, "superpixel_ids": self._superpixels(levels, **options)}
+
+    def _superpixels(self, levels: torch.Tensor, **options: Any) -> torch.Tensor:
+        """(B, C, H, W) uint8 to (B, H / cell, W / cell): of the first three channels, or of the first thrice."""
+        levels = levels[:, :3] if levels.shape[1] >= 3 else levels[:, :1].expand(-1, 3, -1, -1)
+        cell = self._check_superpixels(*levels.shape[-2:], **options)
+        number = options["num_superpixels"]
+        compactness, iterations = options["superpixel_compactness"], options["superpixel_iterations"]
+        if options["superpixel_method"] == "torch":
+            return slic(levels, number, compactness, iterations, cell)
+        maps = [skimage_slic_ids(image, _count(number), compactness, iterations, cell) for image in levels.numpy()]
+        return torch.from_numpy(np.stack(maps))
+
+    @classmethod
+    def from_model_config(cls, config: PreTrainedConfig, **overrides: Any) -> "FocusViTImageProcessor":
+        """
+        The processor that prepares pictures for models of this configuration.
+
+        Args:
+            config ([`FocusViTConfig`]): The model's configuration.
+            overrides: Options of the processor, instead of what follows from the configuration.
+
+        Returns:
+            [`FocusViTImageProcessor`]. It computes no superpixels unless `config.patch_pooling` is `"superpixel"`, and
+            leaves pictures in their channels when the model does not take three.
+        """
+        height, width = config.image_height_and_width
+        options = {
+            "size": {"height": height, "width": width},
+            "patch_size": config.patch_size,
+            "do_convert_rgb": config.num_channels == 3,
+            "do_superpixels": config.patch_pooling == "superpixel",
+            **{name: getattr(config, name) for name in SHARED_FIELDS},
+        }
+        return cls(**{**options, **overrides})
+
+    def validate_against_config(self, config: PreTrainedConfig) -> None:
+        """
+        Checks that this processor prepares pictures as models of the configuration expect them.
+
+        Args:
+            config ([`FocusViTConfig`]): The model's configuration.
+
+        Raises:
+            ValueError: naming each field of [`SHARED_FIELDS`] that disagrees; `superpixel_cell_size=None` counts as
+                the size it stands for. Also when the model takes no superpixels but the processor computes them.
+        """
+        expected, got = _shared_values(config), _shared_values(self)
+        problems = [
+            f"{name}: expected {expected[name]!r}, got {got[name]!r}"
+            for name in SHARED_FIELDS
+            if expected[name] != got[name]
+        ]
+        if self.do_superpixels and config.patch_pooling != "superpixel":
+            problems.append(f"do_superpixels: expected False for patch_pooling={config.patch_pooling!r}, got True")
+        if problems:
+            raise ValueError(f"The image processor does not match the model's configuration. {'; '.join(problems)}.")
+
+
+__all__ = ["FocusViTImageProcessor", "FocusViTImageProcessorKwargs"]

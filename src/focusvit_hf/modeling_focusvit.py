@@ -1,0 +1,306 @@
+"""PyTorch FocusViT model."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_focusvit import FocusViTConfig
+from .latent_attention import FocusViTAttention
+from .superpixel_pooling import (
+    FocusViTConvEmbedding,
+    FocusViTDynamicPosition,
+    FocusViTEmbeddings,
+    FocusViTLearnedPosition,
+)
+from .superpixels import slic_of_levels
+
+
+class FocusViTDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the pictures."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        return hidden_states * kept / (1 - self.rate)
+
+
+class FocusViTMLP(nn.Module):
+    """The two-layer MLP of ViT."""
+
+    def __init__(self, config: FocusViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class FocusViTLayer(GradientCheckpointingLayer):
+    r"""
+    A layer before which everything is normalised. `"full_attention"`: the layer of ViT. `"latent_attention"`:
+    Z ← Z + LLA(LN₁(Z), LN_x(X)); Z ← Z + MLP(LN₂(Z)), and the context X stays as it is.
+    """
+
+    def __init__(self, config: FocusViTConfig, layer_type: str, drop_path_rate: float):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if layer_type == "latent_attention":
+            self.layernorm_context = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = FocusViTAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FocusViTMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = FocusViTDropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        context: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        if context is not None:
+            context = self.layernorm_context(context)
+        attended, _ = self.attention(self.layernorm_before(hidden_states), context, attention_mask, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(transformed))
+
+
+@auto_docstring
+class FocusViTPreTrainedModel(PreTrainedModel):
+    config: FocusViTConfig
+    config_class = FocusViTConfig
+    base_model_prefix = "focusvit"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FocusViTEmbeddings", "FocusViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": FocusViTLayer, "attentions": FocusViTAttention}
+    _input_embed_layer = "units"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, FocusViTConvEmbedding):
+            # The stem is no residual branch: its convolutions have to keep the variance of the picture.
+            for layer in (module.cells, module.mixing):
+                init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            init.lecun_normal_(module.position.weight)
+        elif isinstance(module, FocusViTDynamicPosition):
+            init.lecun_normal_(module.fc1.weight)
+            init.lecun_normal_(module.fc2.weight)
+        elif isinstance(module, FocusViTLearnedPosition):
+            init.trunc_normal_(module.table, std=std)
+        elif isinstance(module, FocusViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            if module.uses_cells:
+                init.lecun_normal_(module.projection.weight)
+        elif isinstance(module, FocusViTModel) and hasattr(module, "latents"):
+            init.trunc_normal_(module.latents, std=std)
+
+
+@auto_docstring
+class FocusViTModel(FocusViTPreTrainedModel):
+    def __init__(self, config: FocusViTConfig):
+        super().__init__(config)
+        self.embeddings = FocusViTEmbeddings(config)
+        self.layer_types = tuple(config.layer_types or ())
+        # Stochastic depth grows linearly with depth, from nothing in the first layer.
+        rates = torch.linspace(0, config.drop_path_rate, len(self.layer_types), device="cpu").tolist()
+        self.layers = nn.ModuleList(
+            [FocusViTLayer(config, kind, rate) for kind, rate in zip(self.layer_types, rates, strict=True)]
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if "latent_attention" in self.layer_types:
+            self.latents = nn.Parameter(torch.zeros(1, config.num_latents, config.hidden_size))
+        self.post_init()
+
+    @torch.no_grad()
+    def compute_superpixel_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        r"""
+        Superpixels of normalised pixels, as the processor computes them.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised with the configuration's `image_mean` and `image_std`. The normalisation is undone in
+                float32 and rounded to 8 bits, so that float32 input gives the processor's map bit for bit.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
+        """
+        config = self.config
+        scale = torch.tensor(config.image_std, dtype=torch.float32, device=pixel_values.device)[:, None, None] * 255
+        shift = torch.tensor(config.image_mean, dtype=torch.float32, device=pixel_values.device)[:, None, None] * 255
+        levels = (pixel_values.float() * scale).add_(shift).round_().clamp_(0, 255)
+        # Superpixels see three channels: of more the first three, a single one thrice.
+        levels = levels[:, :3] if config.num_channels >= 3 else levels[:, :1].expand(-1, 3, -1, -1)
+        return slic_of_levels(
+            levels,
+            config.num_superpixels,
+            config.superpixel_compactness,
+            config.superpixel_iterations,
+            config.cell_size,
+        )
+
+    def _check_inputs(self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None) -> None:
+        config = self.config
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+            raise ValueError(
+                f"Expected pixel_values of shape (batch, {config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"Expected normalised pixel_values in floating point, got {pixel_values.dtype}.")
+        height, width = pixel_values.shape[-2:]
+        if height % config.patch_size or width % config.patch_size or 0 in (height, width):
+            raise ValueError(
+                f"Expected a height and a width that patch_size={config.patch_size} divides, got {height} x {width}."
+            )
+        if superpixel_ids is None:
+            return
+        if config.patch_pooling != "superpixel":
+            raise ValueError(
+                f"Expected no superpixel_ids: this model pools with patch_pooling={config.patch_pooling!r}, "
+                f"got a map of shape {tuple(superpixel_ids.shape)}."
+            )
+        expected = (pixel_values.shape[0], height // config.cell_size, width // config.cell_size)
+        if tuple(superpixel_ids.shape) != expected:
+            raise ValueError(
+                f"Expected superpixel_ids of shape {expected}, one for each cell of {config.cell_size} x "
+                f"{config.cell_size} pixels, got {tuple(superpixel_ids.shape)}."
+            )
+        if superpixel_ids.is_floating_point() or superpixel_ids.dtype == torch.bool:
+            raise ValueError(f"Expected integer superpixel_ids, got {superpixel_ids.dtype}.")
+        # Looking at values would break a compiled graph and make a GPU wait.
+        if not torch.compiler.is_compiling() and superpixel_ids.device.type == "cpu" and superpixel_ids.numel() > 0:
+            low, high = superpixel_ids.aminmax()
+            if low < 0 or high >= config.superpixel_count:
+                raise ValueError(
+                    f"Expected superpixel_ids in [0, {config.superpixel_count}), got values from {low} to {high}."
+                )
+
+    def _area_bias(self, area: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """b = log(K·area) on the columns of the tokens: `(batch_size or 1, 1, 1, K)`. None when switched off."""
+        if not self.config.attention_area_bias:
+            return None
+        lowest = torch.finfo(dtype).min
+        return (area * area.shape[1]).log().clamp(min=lowest).to(dtype)[:, None, None, :]
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        superpixel_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
+            Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
+            `pixel_values` when absent.
+        """
+        if pixel_values is None:
+            raise ValueError("Expected pixel_values, got None.")
+        self._check_inputs(pixel_values, superpixel_ids)
+        if superpixel_ids is None and self.config.patch_pooling == "superpixel":
+            superpixel_ids = self.compute_superpixel_ids(pixel_values)
+        class_token, tokens, area = self.embeddings(pixel_values.to(self.dtype), superpixel_ids)
+        area_bias = self._area_bias(area, tokens.dtype)
+
+        # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself.
+        stream, context = torch.cat((class_token, tokens), dim=1), None
+        for layer, layer_type in zip(self.layers, self.layer_types, strict=True):
+            if layer_type == "latent_attention" and context is None:
+                stream, context = self._split_off_context(stream, tokens.shape[1])
+            elif layer_type == "full_attention" and context is not None:
+                stream, context = torch.cat((stream, context), dim=1), None
+            mask = self._mask(area_bias, stream, context)
+            stream = layer(stream, context, mask, **kwargs)
+
+        sequence = self.layernorm(stream)
+        return BaseModelOutputWithPooling(last_hidden_state=sequence, pooler_output=sequence[:, 0])
+
+    def _split_off_context(self, stream: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[class; X] or [class; latents; X] to ([class; latents], X). The latents join before the first such split."""
+        split = stream.shape[1] - num_tokens
+        queries, context = stream[:, :split], stream[:, split:]
+        if split == 1:
+            latents = self.latents.expand(stream.shape[0], -1, -1).to(stream.dtype)
+            queries = torch.cat((queries, latents), dim=1)
+        return queries, context
+
+    @staticmethod
+    def _mask(
+        area_bias: torch.Tensor | None, stream: torch.Tensor, context: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The bias with zeros for the class token and the latents, which stand before the tokens in every layer."""
+        if area_bias is None:
+            return None
+        length = stream.shape[1] + (0 if context is None else context.shape[1])
+        mask = nn.functional.pad(area_bias, (length - area_bias.shape[-1], 0))
+        return mask.expand(stream.shape[0], -1, stream.shape[1], -1)
+
+
+@auto_docstring(
+    custom_intro="""
+    FocusViT with an image classification head, a linear layer on the final state of the class token.
+    """
+)
+class FocusViTForImageClassification(FocusViTPreTrainedModel):
+    def __init__(self, config: FocusViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        self.focusvit = FocusViTModel(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        superpixel_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
+            Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
+            `pixel_values` when absent.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Class of each picture in [0, num_labels), or floating-point targets where `problem_type` says so.
+        """
+        outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["FocusViTForImageClassification", "FocusViTModel", "FocusViTPreTrainedModel"]

@@ -1,0 +1,491 @@
+"""Superpixels in pure torch: SLIC, overlap with other units, geometry. Batched, deterministic, on any device.
+
+The arithmetic of `slic` is exact: colours, positions and centres are integers in units of 1/q Lab, small enough that
+every product and sum stays below 2^24, the last integer float32 holds. So the map of a picture depends neither on the
+batch it is in, nor on threads, matrix kernels or fused multiply-adds.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+# Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
+_OFFSETS = ((0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+# A distance carries the number of its candidate in its lowest four bits, so one minimum finds both.
+_PACK = 16
+_LARGEST_EXACT = 2**24
+_FINEST_UNIT = 4
+# Largest squared distance of an sRGB colour from (L, a, b) = (50, 0, 0), reached by pure blue.
+_LAB_RADIUS_SQUARED = 18300.0
+_LARGEST_ASPECT = 2.0
+
+# Levels of a cell's mean grey value: sixteenths of an 8-bit level, exact for cells of 1, 2 and 4 pixels.
+_GREY_STEPS = 16
+_LINEAR_MAX = 4095
+# sRGB to XYZ over the D65 white point, in 1/1024. Rows sum to 1024, so that grey has exactly a = b = 0.
+_XYZ_FROM_RGB = torch.tensor([[444.0, 385.0, 195.0], [218.0, 732.0, 74.0], [18.0, 112.0, 894.0]])
+
+
+def _linear_light_table() -> torch.Tensor:
+    """sRGB decoding (IEC 61966-2-1) of a grey level in sixteenths, rounded to 0..4095."""
+    level = torch.arange(255 * _GREY_STEPS + 1, dtype=torch.float64) / (255 * _GREY_STEPS)
+    linear = torch.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    return (linear * _LINEAR_MAX).round().float()
+
+
+def _lab_curve_table() -> torch.Tensor:
+    """CIELAB's f(t) (CIE 15) for t = 0..4095 over 4095."""
+    t = torch.arange(_LINEAR_MAX + 1, dtype=torch.float64) / _LINEAR_MAX
+    return torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29).float()
+
+
+_LINEAR_LIGHT = _linear_light_table()
+_LAB_CURVE = _lab_curve_table()
+
+
+class _Tiling(NamedTuple):
+    """Index tables of a tiling. T: cells of the largest tile; smaller tiles are padded to it."""
+
+    rows: torch.Tensor | None  # (rows * tile height,) cell row behind each padded row, None when tiles are equal
+    columns: torch.Tensor | None
+    tile_height: int
+    tile_width: int
+    valid: torch.Tensor  # (K, 1, T) 1 for a real cell, 0 for padding
+    neighbours: torch.Tensor  # (K, 9) centre behind each candidate, K outside the picture
+    sources: torch.Tensor  # (K, 9) position tile * 9 + candidate that sums into centre k, 9 K outside the picture
+    cell_position: torch.Tensor  # (h * w,) position in the tile layout of each cell
+    tile_of_cell: torch.Tensor  # (h * w,) the cell's own tile
+    tile_centre: torch.Tensor  # (K,) the cell at each tile's centre
+    is_tile_centre: torch.Tensor  # (h * w,) bool
+
+
+def default_cell_size(patch_size: int) -> int:
+    """The largest divisor of `patch_size` that is at most a quarter of it: 16 -> 4, 14 -> 2, 8 -> 2, 4 -> 1."""
+    return max((d for d in range(1, patch_size // 4 + 1) if patch_size % d == 0), default=1)
+
+
+def _layouts(num_superpixels: int, height: int, width: int) -> list[tuple[float, int, int]]:
+    layouts = []
+    for rows in range(1, min(num_superpixels, height) + 1):
+        columns = num_superpixels // rows
+        if rows * columns != num_superpixels or columns > width:
+            continue
+        aspect = (height * columns) / (rows * width)
+        aspect = max(aspect, 1 / aspect)
+        if aspect <= _LARGEST_ASPECT:
+            layouts.append((aspect, rows, columns))
+    return layouts
+
+
+def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """
+    How `num_superpixels` tiles are laid out over a picture of `height` x `width` cells.
+
+    Args:
+        num_superpixels (`int` or pair of `int`):
+            Number of superpixels, or their (rows, columns). A number must factor into tiles of an aspect of at most 2.
+        height (`int`), width (`int`): Size of the picture in cells.
+
+    Returns:
+        `tuple[int, int]`: (rows, columns), the factors whose tiles are nearest to squares.
+
+    Raises:
+        ValueError: when the number cannot be laid out (the nearest one that can is named) or a pair does not fit.
+    """
+    if not isinstance(num_superpixels, int):
+        if len(num_superpixels) != 2:
+            raise ValueError(f"Expected num_superpixels as K or (rows, columns), got {num_superpixels}.")
+        rows, columns = num_superpixels
+        if not (1 <= rows <= height and 1 <= columns <= width):
+            raise ValueError(
+                f"Expected (rows, columns) of superpixels between (1, 1) and the picture's ({height}, {width}) cells, "
+                f"got ({rows}, {columns})."
+            )
+        return rows, columns
+    if num_superpixels < 1:
+        raise ValueError(f"Expected at least one superpixel, got num_superpixels={num_superpixels}.")
+    layouts = _layouts(num_superpixels, height, width)
+    if layouts:
+        _, rows, columns = min(layouts)
+        return rows, columns
+    candidates = sorted(range(1, height * width + 1), key=lambda k: (abs(k - num_superpixels), k))
+    nearest = next((k for k in candidates if _layouts(k, height, width)), None)
+    hint = "none can" if nearest is None else f"the nearest that can is {nearest}"
+    raise ValueError(
+        f"Expected num_superpixels to factor into tiles of an aspect of at most 2 on {height} x {width} cells, "
+        f"got {num_superpixels}; {hint}. Or give a (rows, columns) pair."
+    )
+
+
+def _borders(count: int, length: int) -> list[int]:
+    return [i * length // count for i in range(count + 1)]
+
+
+def tile_ids(layout: tuple[int, int], height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """
+    The regular grid: tile number of each cell, borders at ⌊i·height/rows⌋ and ⌊i·width/columns⌋.
+
+    Returns:
+        `torch.LongTensor` of shape `(height, width)`, values in [0, rows · columns).
+    """
+    rows, columns = layout
+    row = _axis_tiles(rows, height, device)
+    column = _axis_tiles(columns, width, device)
+    return row[:, None] * columns + column[None, :]
+
+
+def _axis_tiles(count: int, length: int, device: torch.device | None) -> torch.Tensor:
+    borders = torch.tensor(_borders(count, length)[1:], device=device)
+    return (torch.arange(length, device=device)[:, None] >= borders).sum(dim=1)
+
+
+def _build_tiling(rows: int, columns: int, height: int, width: int, device: torch.device) -> _Tiling:
+    borders = _borders(rows, height), _borders(columns, width)
+    sizes = [max(b - a for a, b in pairwise(line)) for line in borders]
+    index, inside, centres = [], [], []
+    for line, size in zip(borders, sizes, strict=True):
+        starts = torch.tensor(line[:-1], device=device)
+        ends = torch.tensor(line[1:], device=device)
+        padded = starts[:, None] + torch.arange(size, device=device)
+        inside.append(padded < ends[:, None])
+        index.append(padded.clamp(max=line[-1] - 1))
+        centres.append((starts + ends) // 2)
+    num_tiles = rows * columns
+    valid = (inside[0][:, None, :, None] & inside[1][None, :, None, :]).reshape(num_tiles, 1, -1).float()
+
+    tile = torch.arange(num_tiles, device=device)
+    offsets = torch.tensor(_OFFSETS, device=device)
+    near_row = (tile // columns)[:, None] + offsets[:, 0]
+    near_column = (tile % columns)[:, None] + offsets[:, 1]
+    exists = (near_row >= 0) & (near_row < rows) & (near_column >= 0) & (near_column < columns)
+    neighbours = torch.where(exists, near_row * columns + near_column, num_tiles)
+    # Centre k is candidate j of tile t exactly when t lies at the opposite offset from k.
+    far_row = (tile // columns)[:, None] - offsets[:, 0]
+    far_column = (tile % columns)[:, None] - offsets[:, 1]
+    exists = (far_row >= 0) & (far_row < rows) & (far_column >= 0) & (far_column < columns)
+    candidate = torch.arange(len(_OFFSETS), device=device)
+    sources = torch.where(exists, (far_row * columns + far_column) * 9 + candidate, num_tiles * 9)
+
+    own = tile_ids((rows, columns), height, width, device)
+    row = torch.arange(height, device=device) - torch.tensor(borders[0], device=device)[own[:, 0] // columns]
+    column = torch.arange(width, device=device) - torch.tensor(borders[1], device=device)[own[0, :] % columns]
+    position = (own * sizes[0] + row[:, None]) * sizes[1] + column[None, :]
+    tile_centre = (centres[0][:, None] * width + centres[1][None, :]).flatten()
+    is_centre = (torch.arange(height * width, device=device)[:, None] == tile_centre).any(dim=1)
+    equal = height % rows == 0 and width % columns == 0
+    return _Tiling(
+        rows=None if equal else index[0].flatten(),
+        columns=None if equal else index[1].flatten(),
+        tile_height=sizes[0],
+        tile_width=sizes[1],
+        valid=valid,
+        neighbours=neighbours,
+        sources=sources,
+        cell_position=position.flatten(),
+        tile_of_cell=own.flatten(),
+        tile_centre=tile_centre,
+        is_tile_centre=is_centre,
+    )
+
+
+_cached_tiling = lru_cache(maxsize=64)(_build_tiling)
+
+
+def _tiling(rows: int, columns: int, height: int, width: int, device: torch.device) -> _Tiling:
+    # A traced graph computes its own tables: a cached tensor would leak between the graph and the outside.
+    build = _build_tiling if torch.compiler.is_compiling() else _cached_tiling
+    return build(rows, columns, height, width, device)
+
+
+def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> torch.Tensor:
+    """(B, C, h, w) to (B, K, C, T)."""
+    if tiling.rows is not None and tiling.columns is not None:
+        maps = maps.index_select(-2, tiling.rows).index_select(-1, tiling.columns)
+    batch, channels = maps.shape[:2]
+    maps = maps.view(batch, channels, layout[0], tiling.tile_height, layout[1], tiling.tile_width)
+    return maps.permute(0, 2, 4, 1, 3, 5).reshape(
+        batch, layout[0] * layout[1], channels, tiling.tile_height * tiling.tile_width
+    )
+
+
+@torch.compiler.assume_constant_result
+def _rounds_products(device_type: str) -> bool:
+    """Whether a float32 matrix product on this device may run in TF32 or bfloat16."""
+    if device_type != "cpu":
+        return device_type == "cuda"
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    precision = getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision()
+    return precision not in ("none", "ieee", "highest")
+
+
+def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Product of float32 matrices of integers, whatever precision the user grants to products."""
+    if _rounds_products(left.device.type):
+        return torch.matmul(left.double(), right.double()).float()
+    return torch.matmul(left, right)
+
+
+def _integer_unit(weight: float, tile_height: float, tile_width: float, cells: int) -> float:
+    """The finest unit (1/q Lab, q a power of two ≤ 4) in which no product or sum of `slic` exceeds 2^24."""
+    # A cell lies within half a tile of its tile's centre; a candidate's centroid within two and a half.
+    cell = _LAB_RADIUS_SQUARED + weight**2 * 0.25 * (tile_height**2 + tile_width**2)
+    centre = _LAB_RADIUS_SQUARED + weight**2 * 6.25 * (tile_height**2 + tile_width**2)
+    distance = _PACK * (centre + 2 * math.sqrt(cell * centre))
+    largest_sum = cells * max(128.0, weight * (tile_height + tile_width))
+    unit = float(_FINEST_UNIT)
+    while unit**2 * distance > _LARGEST_EXACT or unit * largest_sum > _LARGEST_EXACT:
+        unit /= 2
+    return unit
+
+
+def _cell_lab(levels: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
+    """Mean colour of each cell in CIELAB, (L - 50, a, b) in integers of 1/unit Lab: (B, 3, H, W) to (B, 3, h, w)."""
+    cells = nn.functional.avg_pool2d(levels, cell_size) if cell_size > 1 else levels
+    # NaN must not index the table; the logits of such a picture are NaN anyway.
+    grey = (cells * _GREY_STEPS).round().nan_to_num_().long()
+    device = levels.device
+    linear = _LINEAR_LIGHT.to(device)[grey]
+    with torch.autocast(device.type, enabled=False):
+        xyz = _exact_matmul(_XYZ_FROM_RGB.to(device), linear.flatten(2)).view_as(linear)
+    x, y, z = _LAB_CURVE.to(device)[(xyz / 1024).round().long()].unbind(1)
+    lightness = (y - 66 / 116) * (116 * unit)
+    return torch.stack((lightness, (x - y) * (500 * unit), (y - z) * (200 * unit)), dim=1).round()
+
+
+def _check_slic_input(images: torch.Tensor, compactness: float, num_iterations: int, cell_size: int) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"Expected images of shape (batch, 3, height, width), got {tuple(images.shape)}.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"Expected images in uint8 or floating point (0..1), got {images.dtype}.")
+    if cell_size < 1 or images.shape[2] % cell_size or images.shape[3] % cell_size or 0 in images.shape[2:]:
+        raise ValueError(
+            f"Expected a height and a width that cell_size={cell_size} divides, got {tuple(images.shape[2:])}."
+        )
+    if compactness <= 0:
+        raise ValueError(f"Expected compactness > 0, got {compactness}.")
+    if num_iterations < 1:
+        raise ValueError(f"Expected num_iterations >= 1, got {num_iterations}.")
+
+
+@torch.no_grad()
+def slic(
+    images: torch.Tensor,
+    num_superpixels: int | Sequence[int] = 49,
+    compactness: float = 10.0,
+    num_iterations: int = 5,
+    cell_size: int = 4,
+) -> torch.Tensor:
+    r"""
+    Exactly K superpixels for every picture of a batch, by SLIC on the mean colours of small cells.
+
+    SLIC (Achanta et al., "SLIC Superpixels Compared to State-of-the-art Superpixel Methods", 2012): k-means on CIELAB
+    colour and position with D² = d_c² + (d_s/S)²·m², S = √(HW/K). Here the K centres start as the means of the tiles
+    of a regular grid (the one seeding rule that gives every picture the same K), each cell is compared with the 3 x 3
+    centres around its own tile, and nothing is relabelled for connectivity. A superpixel that lost all its cells gets
+    the cell at its tile's centre; so does one that owns nothing but cells at tile centres, since it could lose them.
+    Each superpixel then owns a cell that nobody takes: the others own one that is no tile centre.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+            sRGB pictures, uint8, or floating point in 0..1 (rounded to 8 bits).
+        num_superpixels (`int` or pair of `int`, *optional*, defaults to 49):
+            K, or (rows, columns) of the tiles.
+        compactness (`float`, *optional*, defaults to 10.0):
+            m: how many units of Lab the distance S weighs. Larger: squarer.
+        num_iterations (`int`, *optional*, defaults to 5): Rounds of means and assignment.
+        cell_size (`int`, *optional*, defaults to 4): Side of a cell in pixels; divides height and width.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, height / cell_size, width / cell_size)` with values in [0, K), each
+        present in every picture.
+
+    Raises:
+        ValueError: on a wrong shape, dtype, cell size, compactness or number of iterations, and when K cannot be laid
+        out (see [`superpixel_layout`]).
+    """
+    _check_slic_input(images, compactness, num_iterations, cell_size)
+    levels = images.float() if images.dtype == torch.uint8 else images.float().mul(255).round_().clamp_(0, 255)
+    return slic_of_levels(levels, num_superpixels, compactness, num_iterations, cell_size)
+
+
+@torch.no_grad()
+def slic_of_levels(
+    levels: torch.Tensor,
+    num_superpixels: int | Sequence[int],
+    compactness: float,
+    num_iterations: int,
+    cell_size: int,
+) -> torch.Tensor:
+    """[`slic`] of a picture that is float32 already but holds whole 8-bit levels, 0..255."""
+    batch, _, image_height, image_width = levels.shape
+    height, width = image_height // cell_size, image_width // cell_size
+    layout = superpixel_layout(num_superpixels, height, width)
+    num_tiles = layout[0] * layout[1]
+    device = levels.device
+    tiling = _tiling(*layout, height, width, device)
+
+    weight = compactness / math.sqrt(image_height * image_width / num_tiles) * cell_size
+    unit = _integer_unit(weight, tiling.tile_height, tiling.tile_width, tiling.tile_height * tiling.tile_width)
+    lab = _cell_lab(levels, cell_size, unit)
+    row = ((torch.arange(height, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
+    column = ((torch.arange(width, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
+    positions = torch.stack((row[:, None].expand(height, width), column[None, :].expand(height, width)))
+
+    # Positions are counted from a tile's origin, so that they stay small; the first row counts cells.
+    origins = positions.flatten(1)[:, tiling.tile_centre].T.contiguous()
+    places = _to_tiles(positions[None], layout, tiling)[0] - origins[:, :, None]
+    places = torch.cat((torch.ones_like(places[:, :1]), places), dim=1) * tiling.valid
+    colours = _to_tiles(lab, layout, tiling) * tiling.valid
+    features = torch.cat((places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
+
+    with torch.autocast(device.type, enabled=False):
+        best, counts = _iterate(features, origins, tiling, batch, num_iterations)
+    candidate = best.to(torch.int32).long() & (_PACK - 1)
+    ids = tiling.neighbours.flatten()[torch.arange(num_tiles, device=device)[:, None] * 9 + candidate]
+    ids = ids.flatten(1)[:, tiling.cell_position]
+    return _give_each_a_cell(ids, counts, tiling).view(batch, height, width)
+
+
+def _iterate(
+    features: torch.Tensor, origins: torch.Tensor, tiling: _Tiling, batch: int, num_iterations: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Means and assignment in turn. `features` (B · K, 6, T): one, row, column, L, a, b of each cell of each tile.
+
+    Returns the packed distance to the nearest candidate, (B, K, T), and each superpixel's number of cells, (B, K).
+    """
+    num_tiles = tiling.neighbours.shape[0]
+    order = torch.arange(9, device=features.device, dtype=features.dtype)
+    outside = (tiling.neighbours == num_tiles)[..., None]
+    out_of_reach = features.new_zeros(6)
+    out_of_reach[0] = _LARGEST_EXACT - 1
+    origin_of_neighbour = torch.cat((origins, origins[:1]))[tiling.neighbours] - origins[:, None]
+
+    # The tiles themselves are the first assignment.
+    sums = features.sum(dim=2).view(batch, num_tiles, 6)
+    centres = (sums[..., 1:] / sums[..., :1]).round()
+    counts = sums[..., 0]
+    best = features.new_zeros(0)
+    for iteration in range(num_iterations):
+        if iteration > 0:
+            means = (sums[..., 1:] / counts.clamp(min=1)[..., None]).round()
+            centres = torch.where(counts[..., None] > 0, means, centres)
+        near = torch.cat((centres, centres[:, :1]), dim=1)[:, tiling.neighbours]
+        near = torch.cat((near[..., :2] + origin_of_neighbour, near[..., 2:]), dim=-1)
+        constant = near.square().sum(dim=-1, keepdim=True) * _PACK + order[:, None]
+        coefficients = torch.cat((constant, near * (-2 * _PACK)), dim=-1)
+        coefficients = torch.where(outside, out_of_reach, coefficients).flatten(0, 1)
+        # |c|² - 2 c·f, the distance less the cell's own |f|², of every cell to its nine candidates.
+        distances = _exact_matmul(coefficients, features)
+        best = distances.amin(dim=1, keepdim=True)
+        members = (distances == best).to(features.dtype)
+        partial = _exact_matmul(members, features.transpose(1, 2)).view(batch, num_tiles, 9, 6)
+        # A tile measured positions from its own origin; its neighbour's centre wants them from the neighbour's.
+        shifted = partial[..., 1:3] - partial[..., :1] * origin_of_neighbour
+        partial = torch.cat((partial[..., :1], shifted, partial[..., 3:]), dim=-1).flatten(1, 2)
+        partial = torch.cat((partial, torch.zeros_like(partial[:, :1])), dim=1)
+        sums = partial[:, tiling.sources].sum(dim=2)
+        counts = sums[..., 0]
+    return best.view(batch, num_tiles, features.shape[2]), counts
+
+
+def _give_each_a_cell(ids: torch.Tensor, counts: torch.Tensor, tiling: _Tiling) -> torch.Tensor:
+    """The rule for superpixels that lost all their cells, see `slic`: ids (B, h · w), counts (B, K)."""
+    centre_owners = ids[:, tiling.tile_centre]
+    numbers = torch.arange(counts.shape[1], device=ids.device)
+    owned_centres = (centre_owners[:, :, None] == numbers).sum(dim=1)
+    needy = (counts == owned_centres) & (counts == 0).any(dim=1, keepdim=True)
+    taken = tiling.is_tile_centre & needy[:, tiling.tile_of_cell]
+    return torch.where(taken, tiling.tile_of_cell, ids)
+
+
+def membership(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
+    """
+    The map as a one-hot float32 matrix over cells: (B, h, w) to (B, K, h · w). Ids out of range count for nobody.
+    """
+    numbers = torch.arange(num_superpixels, device=ids.device, dtype=torch.int32)
+    # Clamping keeps ids beyond 32 bits out of range.
+    narrow = ids.clamp(-1, num_superpixels).to(torch.int32)
+    return (narrow.flatten(1)[:, None, :] == numbers[:, None]).float()
+
+
+def _check_map(ids: torch.Tensor) -> None:
+    if ids.ndim != 3 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"Expected integer superpixel ids of shape (batch, rows, columns), got {ids.dtype} {tuple(ids.shape)}."
+        )
+
+
+def overlap(ids: torch.Tensor, grid: tuple[int, int], num_superpixels: int) -> torch.Tensor:
+    """
+    Share of each unit that lies in each superpixel: O[j, i] = |S_i ∩ U_j| / |U_j| (FocusViT, arXiv 2506.18791).
+
+    Args:
+        ids (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Superpixel of each cell.
+        grid (pair of `int`): Rows and columns of the units; they divide the map's.
+        num_superpixels (`int`): K.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, N, K)`, values in 0..1, N = grid rows · grid columns. Rows sum to 1
+        where all ids are in [0, K); an id out of range counts for nobody.
+
+    Raises:
+        ValueError: when `ids` is no integer map or `grid` does not divide its size.
+    """
+    _check_map(ids)
+    _, height, width = ids.shape
+    rows, columns = grid
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise ValueError(f"Expected a grid of units that divides the map's {height} x {width} cells, got {grid}.")
+    return overlap_from_membership(membership(ids, num_superpixels), (height, width), grid).transpose(1, 2)
+
+
+def overlap_from_membership(members: torch.Tensor, cells: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """[`overlap`] transposed, (B, K, N), from the one-hot matrix (B, K, h · w) of [`membership`]."""
+    if grid == cells:
+        return members
+    members = members.view(*members.shape[:2], grid[0], cells[0] // grid[0], grid[1], cells[1] // grid[1])
+    return members.mean(dim=(3, 5)).flatten(2)
+
+
+def geometry(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
+    """
+    Place, size and extent of every superpixel, in units of the picture.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Superpixel of each cell.
+        num_superpixels (`int`): K.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, K, 5)`: centroid y and x in 0..1 (0 at the upper left corner), share
+        of the picture's area in 0..1, variance along y and x (of the region as an area: between the cells' centres
+        plus cell²/12). A superpixel without cells has its centroid at the picture's centre and the rest 0.
+
+    Raises:
+        ValueError: when `ids` is no integer map.
+    """
+    _check_map(ids)
+    return geometry_from_membership(membership(ids, num_superpixels), ids.shape[1], ids.shape[2])
+
+
+def geometry_from_membership(members: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[`geometry`] from the one-hot matrix (B, K, h · w) of [`membership`]."""
+    device = members.device
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 0.5
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 0.5
+    y = y[:, None].expand(height, width).flatten()
+    x = x[None, :].expand(height, width).flatten()
+    moments = torch.stack((torch.ones_like(y), y, x, y.square(), x.square()), dim=1)
+    with torch.autocast(device.type, enabled=False):
+        sums = torch.matmul(members.float(), moments)
+    count = sums[..., :1]
+    means = sums[..., 1:] / count.clamp(min=1)
+    cell = torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
+    variance = (means[..., 2:] - means[..., :2].square()).clamp(min=0) + cell * (count > 0)
+    return torch.cat((means[..., :2] + 0.5, count / (height * width), variance), dim=-1)
