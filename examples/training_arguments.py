@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
@@ -74,7 +74,7 @@ class DataTrainingArguments:
 
 @dataclass
 class TrainingArguments(HfTrainingArguments):
-    """The Trainer's arguments, and a few of this script's."""
+    """The Trainer's arguments, and a few of these scripts'."""
 
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Has to stay off: pictures become tensors in the collator."}
@@ -90,6 +90,11 @@ class TrainingArguments(HfTrainingArguments):
         default=True, metadata={"help": "Measure the saved model through a pipeline on the whole test split."}
     )
 
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path; the Trainer's own default where none was given."""
+        return Path(self.output_dir or "trainer_output")
+
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
     """
@@ -98,18 +103,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingAr
     Raises:
         ValueError: If the recipe has a key that is no argument.
     """
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
+    kinds: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds)
     argv = list(argv)
     if argv and argv[0].endswith(".json"):
         recipe = read_json(Path(argv.pop(0)))
-        known = {item.name for kind in parser.dataclass_types for item in fields(kind) if item.init}
+        known = {item.name for kind in kinds for item in fields(kind) if item.init}
         unknown = sorted(recipe.keys() - known)
         if unknown:
             raise ValueError(f"expected names of arguments in the recipe, got {unknown}")
         parser.set_defaults(**recipe)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
-    model_args.config_overrides = json_object("--config_overrides", model_args.config_overrides)
-    data_args.augmentation = json_object("--augmentation", data_args.augmentation)
+    model_args, data_args, training_args = cast(tuple[Any, Any, Any], parser.parse_args_into_dataclasses(argv))
     return model_args, data_args, training_args
 
 
@@ -125,37 +129,42 @@ def json_object(name: str, value: dict | str | None) -> dict[str, Any]:
     return value or {}
 
 
-def prepare_output_dir(args: TrainingArguments) -> str | None:
+def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state.json") -> str | None:
     """
     Decides where training begins; touches nothing unless `--overwrite_output_dir` is given.
+
+    Args:
+        state_file (`str`, *optional*, defaults to `"trainer_state.json"`): A file that every checkpoint has.
 
     Returns:
         `str` or `None`: The checkpoint to resume from: the one asked for, or the last one in the output folder.
 
     Raises:
-        ValueError: If the output folder holds something else, or the checkpoint is not there.
+        ValueError: If the output folder holds something else, or the checkpoint is not there or of another script.
     """
-    output_dir = Path(args.output_dir)
+    output_dir = args.folder
     wanted = args.resume_from_checkpoint
     if wanted and wanted.lower() not in ("true", "last"):
-        if not Path(wanted, "trainer_state.json").is_file():
-            raise ValueError(f"expected a checkpoint with trainer_state.json in {wanted}, got none")
-        return wanted
-    last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if args.overwrite_output_dir and not wanted:
+        checkpoint: str | None = wanted
+    elif args.overwrite_output_dir and not wanted:
         if args.should_save:
             for folder in output_dir.glob("checkpoint-*"):
                 shutil.rmtree(folder)
         return None
-    if last is None:
-        if wanted:
-            raise ValueError(f"expected a checkpoint to resume from in {output_dir}, got none")
-        if args.do_train and output_dir.is_dir() and any(output_dir.iterdir()):
-            raise ValueError(
-                f"expected an empty output_dir, got {output_dir} with other files in it; "
-                "choose another or give --overwrite_output_dir"
-            )
-    return last
+    else:
+        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if checkpoint is not None:
+        if not Path(checkpoint, state_file).is_file():
+            raise ValueError(f"expected a checkpoint with {state_file} in {checkpoint}, got none")
+        return checkpoint
+    if wanted:
+        raise ValueError(f"expected a checkpoint to resume from in {output_dir}, got none")
+    if args.do_train and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(
+            f"expected an empty output_dir, got {output_dir} with other files in it; "
+            "choose another or give --overwrite_output_dir"
+        )
+    return None
 
 
 def public_arguments(

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import run_classification  # noqa: E402
 import training_arguments  # noqa: E402
 import training_data  # noqa: E402
-import training_model  # noqa: E402
+import training_setup  # noqa: E402
 
 
 NAMES = ["red", "green", "blue"]
@@ -223,7 +223,7 @@ def test_a_failed_write_keeps_the_old_json(tmp_path):
 
 
 def test_presets_are_valid_and_their_controls_differ_in_one_thing():
-    presets = {path.stem: json.loads(path.read_text()) for path in training_model.PRESETS.glob("*.json")}
+    presets = {path.stem: json.loads(path.read_text()) for path in training_setup.PRESETS.glob("*.json")}
     assert len(presets) == 12
     for name in ("nano", "tiny", "small", "base"):
         config, grid, dense = (presets[f"focusvit-{name}{control}"] for control in ("", "-grid", "-dense"))
@@ -243,8 +243,8 @@ def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
     model_args, data_args, args = training_arguments.parse_arguments(
         [str(recipe), "--output_dir", str(tmp_path), "--learning_rate", "0.5", "--max_train_samples", "7"]
     )
-    assert training_model.find_preset(model_args.preset).is_file()
-    training_model.augmentation_config(data_args, args)
+    assert training_setup.find_preset(model_args.preset).is_file()
+    training_setup.augmentation_config(data_args, args)
     assert args.do_train
     assert (args.learning_rate, data_args.max_train_samples) == (0.5, 7)
 
@@ -259,11 +259,11 @@ def test_a_misspelt_recipe_is_refused(tmp_path):
         training_arguments.parse_arguments([str(recipe)])
     _, data_args, args = training_arguments.parse_arguments(["--augmentation", '{"mixupp": 1}', "--use_cpu"])
     with pytest.raises(ValueError, match="mixupp"):
-        training_model.augmentation_config(data_args, args)
+        training_setup.augmentation_config(data_args, args)
     smooth = ["--augmentation", '{"label_smoothing": 0.1}', "--label_smoothing_factor", "0.1", "--use_cpu"]
     _, data_args, args = training_arguments.parse_arguments(smooth)
     with pytest.raises(ValueError, match="either --label_smoothing_factor or"):
-        training_model.augmentation_config(data_args, args)
+        training_setup.augmentation_config(data_args, args)
 
 
 @pytest.mark.parametrize("extra", [{}, {"decode_once": True, "bf16": True}, {"streaming": True}])

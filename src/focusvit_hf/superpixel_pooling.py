@@ -19,6 +19,8 @@ _POSITION_BANDS = 6
 # Sharpness of the smooth maximum: it lies at most log(n) / 8 below the maximum of n units.
 _MAXIMUM_SHARPNESS = 8.0
 _SMALLEST_AREA = 1e-6
+# Below this the maximum is floored: smaller means of exponentials would have gradients beyond bfloat16.
+_SMALLEST_RATE = 1e-30
 
 
 def fourier_features(coordinates: torch.Tensor, num_bands: int = _POSITION_BANDS) -> torch.Tensor:
@@ -61,7 +63,7 @@ def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = 
             largest = units.amax(dim=1, keepdim=True)
             rates = (units - largest).to(dtype).mul_(_MAXIMUM_SHARPNESS).exp_()
             rates = torch.matmul(share, rates).float() / total.clamp(min=_SMALLEST_AREA)
-            maximum = rates.clamp(min=torch.finfo(torch.float32).tiny).log() / _MAXIMUM_SHARPNESS + largest.float()
+            maximum = rates.clamp(min=_SMALLEST_RATE).log() / _MAXIMUM_SHARPNESS + largest.float()
             pooled = torch.cat((pooled, torch.where(total > 0, maximum, 0.0).to(dtype)), dim=-1)
     return pooled.to(units.dtype)
 

@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import nn
+
+from .cielab import LAB_RADIUS_SQUARED, cell_lab
 
 
 # Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
@@ -21,32 +22,7 @@ _OFFSETS = ((0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0)
 _PACK = 16
 _LARGEST_EXACT = 2**24
 _FINEST_UNIT = 4
-# Largest squared distance of an sRGB colour from (L, a, b) = (50, 0, 0), reached by pure blue.
-_LAB_RADIUS_SQUARED = 18300.0
 _LARGEST_ASPECT = 2.0
-
-# Levels of a cell's mean grey value: sixteenths of an 8-bit level, exact for cells of 1, 2 and 4 pixels.
-_GREY_STEPS = 16
-_LINEAR_MAX = 4095
-# sRGB to XYZ over the D65 white point, in 1/1024. Rows sum to 1024, so that grey has exactly a = b = 0.
-_XYZ_FROM_RGB = torch.tensor([[444.0, 385.0, 195.0], [218.0, 732.0, 74.0], [18.0, 112.0, 894.0]])
-
-
-def _linear_light_table() -> torch.Tensor:
-    """sRGB decoding (IEC 61966-2-1) of a grey level in sixteenths, rounded to 0..4095."""
-    level = torch.arange(255 * _GREY_STEPS + 1, dtype=torch.float64) / (255 * _GREY_STEPS)
-    linear = torch.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
-    return (linear * _LINEAR_MAX).round().float()
-
-
-def _lab_curve_table() -> torch.Tensor:
-    """CIELAB's f(t) (CIE 15) for t = 0..4095 over 4095."""
-    t = torch.arange(_LINEAR_MAX + 1, dtype=torch.float64) / _LINEAR_MAX
-    return torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29).float()
-
-
-_LINEAR_LIGHT = _linear_light_table()
-_LAB_CURVE = _lab_curve_table()
 
 
 class _Tiling(NamedTuple):
@@ -234,28 +210,14 @@ def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _integer_unit(weight: float, tile_height: float, tile_width: float, cells: int) -> float:
     """The finest unit (1/q Lab, q a power of two ≤ 4) in which no product or sum of `slic` exceeds 2^24."""
     # A cell lies within half a tile of its tile's centre; a candidate's centroid within two and a half.
-    cell = _LAB_RADIUS_SQUARED + weight**2 * 0.25 * (tile_height**2 + tile_width**2)
-    centre = _LAB_RADIUS_SQUARED + weight**2 * 6.25 * (tile_height**2 + tile_width**2)
+    cell = LAB_RADIUS_SQUARED + weight**2 * 0.25 * (tile_height**2 + tile_width**2)
+    centre = LAB_RADIUS_SQUARED + weight**2 * 6.25 * (tile_height**2 + tile_width**2)
     distance = _PACK * (centre + 2 * math.sqrt(cell * centre))
     largest_sum = cells * max(128.0, weight * (tile_height + tile_width))
     unit = float(_FINEST_UNIT)
     while unit**2 * distance > _LARGEST_EXACT or unit * largest_sum > _LARGEST_EXACT:
         unit /= 2
     return unit
-
-
-def _cell_lab(levels: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
-    """Mean colour of each cell in CIELAB, (L - 50, a, b) in integers of 1/unit Lab: (B, 3, H, W) to (B, 3, h, w)."""
-    cells = nn.functional.avg_pool2d(levels, cell_size) if cell_size > 1 else levels
-    # NaN must not index the table; the logits of such a picture are NaN anyway.
-    grey = (cells * _GREY_STEPS).round().nan_to_num_().long()
-    device = levels.device
-    linear = _LINEAR_LIGHT.to(device)[grey]
-    with torch.autocast(device.type, enabled=False):
-        xyz = _exact_matmul(_XYZ_FROM_RGB.to(device), linear.flatten(2)).view_as(linear)
-    x, y, z = _LAB_CURVE.to(device)[(xyz / 1024).round().long()].unbind(1)
-    lightness = (y - 66 / 116) * (116 * unit)
-    return torch.stack((lightness, (x - y) * (500 * unit), (y - z) * (200 * unit)), dim=1).round()
 
 
 def _check_slic_input(images: torch.Tensor, compactness: float, num_iterations: int, cell_size: int) -> None:
@@ -267,7 +229,7 @@ def _check_slic_input(images: torch.Tensor, compactness: float, num_iterations: 
         raise ValueError(
             f"Expected a height and a width that cell_size={cell_size} divides, got {tuple(images.shape[2:])}."
         )
-    if compactness <= 0:
+    if not 0 < compactness < math.inf:
         raise ValueError(f"Expected compactness > 0, got {compactness}.")
     if num_iterations < 1:
         raise ValueError(f"Expected num_iterations >= 1, got {num_iterations}.")
@@ -332,7 +294,7 @@ def slic_of_levels(
 
     weight = compactness / math.sqrt(image_height * image_width / num_tiles) * cell_size
     unit = _integer_unit(weight, tiling.tile_height, tiling.tile_width, tiling.tile_height * tiling.tile_width)
-    lab = _cell_lab(levels, cell_size, unit)
+    lab = cell_lab(levels, cell_size, unit)
     row = ((torch.arange(height, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
     column = ((torch.arange(width, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
     positions = torch.stack((row[:, None].expand(height, width), column[None, :].expand(height, width)))

@@ -195,6 +195,15 @@ def no_decay(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim <= 1 or name.endswith(NO_DECAY_NAMES)
 
 
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of `model` for an optimiser: those with weight decay, and those without, see [`no_decay`]."""
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[no_decay(name, parameter)]["params"].append(parameter)
+    return groups
+
+
 class FocusViTTrainer(Trainer):
     """
     [`~transformers.Trainer`] with soft labels, averaged weights, and checkpoints that appear whole or not at all.
@@ -252,8 +261,7 @@ class FocusViTTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay: no biases, norms, tokens or position tables, as in DeiT."""
-        parameters = dict(model.named_parameters())
-        return [name for name in super().get_decay_parameter_names(model) if not no_decay(name, parameters[name])]
+        return [name for name, parameter in model.named_parameters() if not no_decay(name, parameter)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As in the base class, with `eval_collator`."""

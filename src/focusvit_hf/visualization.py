@@ -1,13 +1,14 @@
-"""What a FocusViT sees and what its answer rests on: superpixel overlays, relevance of regions, heat maps, sheets."""
+"""What a FocusViT sees and what its answer rests on: superpixel overlays, relevance of regions, heat maps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from transformers.image_utils import SizeDict
 
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification
@@ -15,14 +16,11 @@ from .pictures import resized_size
 from .superpixels import geometry
 
 
-# Colours of relevance from none to most: dark violet over red to pale yellow, lightness rising throughout.
-_HEAT_COLOURS = ((20, 11, 52), (91, 21, 110), (160, 42, 99), (221, 81, 58), (249, 142, 9), (252, 222, 130))
-_HEAT_OPACITY = 0.6
+# Colours of relevance from none to most, lightness rising throughout, and how much of the photograph they cover there.
+_HEAT_COLOURS = ((0, 0, 0), (90, 0, 10), (190, 20, 10), (240, 90, 10), (255, 170, 30), (255, 240, 140))
+_HEAT_OPACITY = (0.4, 0.75)
 _LINE, _HALO = (255, 214, 0), (0, 0, 0)
-_PAPER, _INK, _FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)
 _SMALLEST_AREA = 1e-6
-_SMALLEST_PANEL, _LARGEST_PANEL = 280, 1080
-_MARGIN, _TITLE_SIZE, _SMALLEST_TITLE = 16, 18, 11
 
 
 class Box(NamedTuple):
@@ -45,14 +43,14 @@ def covered_box(image_processor: FocusViTImageProcessor, height: int, width: int
     Returns:
         [`Box`]: In the photograph's pixels. Larger than the photograph where the crop pads.
     """
-    resized = (height, width)
-    if image_processor.do_resize:
-        resized = resized_size(height, width, image_processor.size)
     if not image_processor.do_center_crop:
         return Box(0.0, 0.0, float(height), float(width))
-    crop = image_processor.crop_size
+    resized = (height, width)
+    if image_processor.do_resize:
+        resized = resized_size(height, width, cast(SizeDict, image_processor.size))
+    crop = cast(dict[str, int], getattr(image_processor, "crop_size", None))
     edges = []
-    for whole, length, part in ((height, resized[0], crop.height), (width, resized[1], crop.width)):
+    for whole, length, part in ((height, resized[0], crop["height"]), (width, resized[1], crop["width"])):
         # The library rounds the border down for a crop and up for a padding.
         start = (length - part) // 2
         edges.append((start * whole / length, (start + part) * whole / length))
@@ -130,7 +128,7 @@ def superpixel_boundaries(
         superpixel_ids (`torch.LongTensor` of shape `(rows, columns)`): Superpixel of each cell.
         box ([`Box`], *optional*): What the map covers, see [`covered_box`]; by default all of the photograph.
         thickness (`int`, *optional*):
-            Width of the lines in pixels, by default 1 for each 250 pixels of the shorter side. A dark line half as
+            Width of the lines in pixels, by default 1 for each 150 pixels of the shorter side. A dark line half as
             wide runs along both sides, so that the borders show on any ground.
 
     Returns:
@@ -139,7 +137,7 @@ def superpixel_boundaries(
     result = image.convert("RGB")
     box = Box(0.0, 0.0, float(image.height), float(image.width)) if box is None else box
     ids = superpixel_ids.cpu().numpy()
-    thickness = max(1, round(min(image.size) / 250)) if thickness is None else thickness
+    thickness = max(1, round(min(image.size) / 150)) if thickness is None else thickness
     height, width = (box.bottom - box.top) / ids.shape[0], (box.right - box.left) / ids.shape[1]
     # The side between two cells of different superpixels, (top, left, bottom, right) in cells.
     upright = [(row, column + 1, row + 1, column + 1) for row, column in np.argwhere(ids[:, 1:] != ids[:, :-1])]
@@ -216,7 +214,7 @@ def region_relevance(
     count = _num_regions(model, pixel_values)
     fill = pixel_values.mean(dim=(2, 3), keepdim=True)
     pixel_ids = cells_to_pixels(ids, (pixel_values.shape[2], pixel_values.shape[3]))
-    with _evaluating(model):
+    with evaluating(model):
         before = _log_probabilities(model, pixel_values, given, batch_size)
         target = _targets(before, target)
         after = []
@@ -294,7 +292,7 @@ def deletion_drop(
     given = _given_map(model, pixel_values, superpixel_ids)
     ids = regions(model, pixel_values, given)
     generator = torch.Generator().manual_seed(seed)
-    with _evaluating(model):
+    with evaluating(model):
         before = _log_probabilities(model, pixel_values, given, batch_size)
         answer = _targets(before, target)[:, None]
 
@@ -338,7 +336,8 @@ def _num_regions(model: FocusViTForImageClassification, pixel_values: torch.Tens
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards as it was."""
     training = model.training
     model.eval()
     try:
@@ -351,8 +350,11 @@ def _log_probabilities(
     model: FocusViTForImageClassification, pixel_values: torch.Tensor, given: torch.Tensor | None, batch_size: int
 ) -> torch.Tensor:
     """Log-probabilities in float32, `(batch_size, num_labels)`."""
-    maps = [None] * len(pixel_values) if given is None else given.split(batch_size)
-    logits = [model(pixels, superpixel_ids=ids).logits for pixels, ids in zip(pixel_values.split(batch_size), maps)]
+    logits = []
+    for start in range(0, len(pixel_values), batch_size):
+        part = slice(start, start + batch_size)
+        ids = None if given is None else given[part]
+        logits.append(model(pixel_values[part], superpixel_ids=ids).logits)
     return torch.cat(logits).float().log_softmax(dim=1)
 
 
@@ -370,7 +372,7 @@ def heat_map(
     image: Image.Image, relevance: torch.Tensor, superpixel_ids: torch.Tensor, box: Box | None = None
 ) -> Image.Image:
     """
-    The relevance of regions as colours over a grey photograph: the darker violet the less, the paler yellow the more.
+    The relevance of regions as colours over the grey photograph: from nothing, dark, over red to pale yellow.
 
     Args:
         image (`PIL.Image.Image`): The photograph, of any size.
@@ -386,138 +388,15 @@ def heat_map(
     positive = relevance.detach().float().cpu().clamp(min=0)
     levels = (positive / positive.max().clamp(min=_SMALLEST_AREA) * 255).round().to(torch.uint8)
     level = lay_back(levels[None], superpixel_ids.cpu()[None], (image.height, image.width), box)[0]
-    colours = Image.fromarray(level.numpy()).convert("P")
-    colours.putpalette(_heat_palette().tobytes())
-    return Image.blend(image.convert("L").convert("RGB"), colours.convert("RGB"), _HEAT_OPACITY)
+    return colour_levels(Image.fromarray(level.numpy()), image.convert("L"))
 
 
-def _heat_palette() -> np.ndarray:
-    """The colours of 256 levels, `(256, 3)` uint8."""
+def colour_levels(levels: Image.Image, ground: Image.Image) -> Image.Image:
+    """The colours of a heat map for `levels` of 0..255 over a grey `ground`, both in mode L: RGB. 0 leaves it grey."""
     stops = np.linspace(0, 255, len(_HEAT_COLOURS))
     channels = [np.interp(np.arange(256), stops, channel) for channel in zip(*_HEAT_COLOURS, strict=True)]
-    return np.stack(channels, axis=1).round().astype(np.uint8)
-
-
-class Panel(NamedTuple):
-    """A picture with its title, and the ends of its scale of colours where it has one."""
-
-    title: str
-    image: Image.Image
-    scale: tuple[str, str] | None = None
-
-
-def explain(
-    model: FocusViTForImageClassification, image_processor: FocusViTImageProcessor, image: Image.Image, title: str
-) -> list[Panel]:
-    """
-    A photograph, its superpixels, and the heat map of the regions that carried the model's answer.
-
-    Args:
-        model ([`FocusViTForImageClassification`]): The model.
-        image_processor ([`FocusViTImageProcessor`]): The processor that belongs to it.
-        image (`PIL.Image.Image`): The photograph. One higher than 1080 pixels is drawn at that height.
-        title (`str`): Its title.
-
-    Returns:
-        `list[Panel]`: The three panels, for [`draw_sheet`].
-    """
-    inputs = image_processor(image, return_tensors="pt").to(model.device)
-    ids = regions(model, inputs["pixel_values"], inputs.get("superpixel_ids"))
-    with torch.no_grad(), _evaluating(model):
-        probabilities = model(**inputs).logits.float().softmax(dim=1)[0]
-    answer = int(probabilities.argmax())
-    relevance = region_relevance(model, **inputs, target=answer)
-    density = relevance_per_area(relevance, ids)[0]
-
-    photograph = _at_panel_size(image.convert("RGB"))
-    box = covered_box(image_processor, photograph.height, photograph.width)
-    noun = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}[model.config.patch_pooling]
-    label = (model.config.id2label or {}).get(answer, str(answer))
-    return [
-        Panel(f"{title}, {image.width} × {image.height}", photograph),
-        Panel(f"{relevance.shape[1]} {noun}", superpixel_boundaries(photograph, ids[0], box)),
-        Panel(
-            f"what carried “{label}” ({probabilities[answer]:.0%})",
-            heat_map(photograph, density, ids[0], box),
-            ("nothing", "most"),
-        ),
-    ]
-
-
-def _at_panel_size(image: Image.Image) -> Image.Image:
-    """Shrinks a picture higher than a panel may be, enlarges one lower than a panel has to be."""
-    if image.height > _LARGEST_PANEL:
-        width = max(1, round(image.width * _LARGEST_PANEL / image.height))
-        return image.resize((width, _LARGEST_PANEL), Image.Resampling.LANCZOS)
-    times = math.ceil(_SMALLEST_PANEL / image.height)
-    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-
-
-def draw_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """
-    Lays panels out in rows, with titles above, thin frames around, and a scale of colours below where one is asked for.
-
-    Args:
-        rows (sequence of sequences of [`Panel`]): The panels; those of one row have one height.
-
-    Returns:
-        `PIL.Image.Image` in mode RGB.
-    """
-    strips = [_draw_row(row) for row in rows]
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), _PAPER)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
-
-
-def _draw_row(row: Sequence[Panel]) -> Image.Image:
-    height = max(panel.image.height for panel in row)
-    # Type grows with the panels, so that it stays readable when a large sheet is looked at as a whole.
-    unit = max(1.0, height / 400)
-    margin, size = round(_MARGIN * unit), round(_TITLE_SIZE * unit)
-    head, foot = margin + round(1.6 * size), 2 * margin + size
-    width = sum(panel.image.width for panel in row) + margin * (len(row) + 1)
-    strip = Image.new("RGB", (width, head + height + foot), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    left = margin
-    for panel in row:
-        right, bottom = left + panel.image.width, head + panel.image.height
-        text, font = _fitted(panel.title, size, panel.image.width)
-        draw.text((left, head - 0.4 * size), text, fill=_INK, font=font, anchor="ls")
-        strip.paste(panel.image, (left, head))
-        draw.rectangle((left - 1, head - 1, right, bottom), outline=_FRAME)
-        if panel.scale is not None:
-            _draw_scale(strip, draw, panel.scale, (left, bottom + margin // 2, right), round(0.75 * size))
-        left = right + margin
-    return strip
-
-
-def _fitted(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text and a font in which it is no wider than `width`: smaller type first, then an ellipsis."""
-    font = ImageFont.load_default(size)
-    while font.getlength(text) > width and size > _SMALLEST_TITLE:
-        size -= 1
-        font = ImageFont.load_default(size)
-    if font.getlength(text) <= width:
-        return text, font
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…", font
-
-
-def _draw_scale(
-    strip: Image.Image, draw: ImageDraw.ImageDraw, names: tuple[str, str], place: tuple[int, int, int], size: int
-) -> None:
-    left, top, right = place
-    font = ImageFont.load_default(size)
-    before, after = (round(font.getlength(name)) + size // 2 for name in names)
-    length = right - left - before - after
-    if length < size:
-        return
-    colours = Image.fromarray(_heat_palette()[None]).resize((length, size))
-    strip.paste(colours, (left + before, top))
-    for name, x, anchor in ((names[0], left, "lm"), (names[1], right, "rm")):
-        draw.text((x, top + size / 2), name, fill=_INK, font=font, anchor=anchor)
+    colours = levels.convert("P")
+    colours.putpalette(np.stack(channels, axis=1).round().astype(np.uint8).tobytes())
+    weakest, strongest = _HEAT_OPACITY
+    opacity = levels.point([round(255 * weakest + level * (strongest - weakest)) for level in range(256)])
+    return Image.composite(colours.convert("RGB"), ground.convert("RGB"), opacity)

@@ -1,0 +1,295 @@
+"""
+Trains a FocusViT for image classification in a plain loop with Accelerate, to be changed at will.
+
+    python examples/run_classification_no_trainer.py configuration/recipes/cifar10-nano.json --output_dir runs/cifar10
+    accelerate launch --config_file configuration/accelerate/fsdp.yaml examples/run_classification_no_trainer.py \
+        --preset focusvit-base --train_dir pictures/train --validation_dir pictures/val --output_dir runs/mine --do_train
+
+Flags, recipes, data and results are those of `run_classification.py`; evaluation and saving happen every so many steps
+or epochs. A run that was interrupted goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, DistributedType
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm.auto import tqdm
+from transformers import Trainer, get_scheduler
+from transformers.trainer_utils import rotate_checkpoints
+
+from focusvit_hf.metrics import TopKAccuracy
+from focusvit_hf.training import (
+    STAGING_FOLDER,
+    ExponentialMovingAverage,
+    discarded_on_error,
+    parameter_groups,
+    read_json,
+    replace_files,
+    soft_cross_entropy,
+    write_json,
+)
+from training_arguments import TrainingArguments, parse_arguments, prepare_output_dir
+from training_setup import Setup, finish, set_up
+
+
+PROGRESS_FILE = "progress.json"
+
+
+class Loop:
+    """
+    One training run.
+
+    Args:
+        args (`TrainingArguments`): The same as the Trainer's.
+        setup (`Setup`): Data, model and collators.
+    """
+
+    def __init__(self, args: TrainingArguments, setup: Setup):
+        self.args = args
+        self.setup = setup
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+            cpu=args.use_cpu,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        )
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and args.ema_decay:
+            raise ValueError("expected no --ema_decay where the weights are sharded, got one")
+        self.ema = ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.model: Any = setup.model
+        self.eval_loader = self.accelerator.prepare(self._loader(training=False)) if setup.eval_rows else None
+        if args.do_train:
+            make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            optimizer = make_optimizer(parameter_groups(setup.model, args.weight_decay), **options)
+            self.model, self.optimizer, self.train_loader = self.accelerator.prepare(
+                setup.model, optimizer, self._loader(training=True)
+            )
+            self.total = self._total_steps()
+            # Not prepared: Accelerate would step it once for each process.
+            self.scheduler = get_scheduler(
+                args.lr_scheduler_type,
+                self.optimizer,
+                args.get_warmup_steps(self.total),
+                self.total,
+                args.lr_scheduler_kwargs or None,
+            )
+            self.accelerator.register_for_checkpointing(self.scheduler)
+        else:
+            self.model = self.accelerator.prepare(setup.model)
+
+    def _loader(self, training: bool) -> DataLoader:
+        rows = self.setup.train_rows if training else self.setup.eval_rows
+        return DataLoader(
+            rows,
+            batch_size=self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size,
+            shuffle=training and not isinstance(rows, IterableDataset),
+            collate_fn=self.setup.train_collator if training else self.setup.eval_collator,
+            drop_last=training and self.args.dataloader_drop_last,
+            num_workers=self.args.dataloader_num_workers,
+            # Its own, so that reading data does not move the generator that dropout draws from.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def _total_steps(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self._steps_in_epoch())
+
+    def _steps_in_epoch(self) -> int:
+        return math.ceil(len(self.train_loader) / self.args.gradient_accumulation_steps)
+
+    def train(self, checkpoint: str | None) -> None:
+        """Trains to the last step, from `checkpoint` or from the beginning."""
+        epoch, done = self._resume(checkpoint) if checkpoint else (0, 0)
+        progress = tqdm(
+            total=self.total,
+            initial=self.step,
+            disable=self.args.disable_tqdm or not self.accelerator.is_local_main_process,
+        )
+        losses: list[torch.Tensor] = []
+        while self.step < self.total:
+            batches = 0
+            for batches, batch in self._batches(epoch, done):
+                losses.append(self._train_on(batch))
+                if not self.accelerator.sync_gradients:
+                    continue
+                self.step += 1
+                progress.update()
+                if self.step % max(1, int(self.args.logging_steps)) == 0:
+                    self._log({"loss": self._mean(losses), "learning_rate": self.scheduler.get_last_lr()[0]})
+                    losses = []
+                if self._due(self.args.eval_strategy, self.args.eval_steps):
+                    self._log(self.evaluate())
+                if self._due(self.args.save_strategy, self.args.save_steps):
+                    self.save_checkpoint({"epoch": epoch, "batches": batches})
+                if self.step == self.total:
+                    break
+            else:
+                if batches == 0:
+                    raise ValueError("expected at least one batch to train on, got none; see --dataloader_drop_last")
+            epoch, done = epoch + 1, 0
+            if self.args.eval_strategy == "epoch":
+                self._log(self.evaluate())
+            if self.args.save_strategy == "epoch":
+                self.save_checkpoint({"epoch": epoch, "batches": 0})
+        progress.close()
+
+    def _batches(self, epoch: int, done: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        self.setup.train_collator.epoch.fill_(epoch)
+        loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
+        loader.set_epoch(epoch)
+        return enumerate(loader, start=done + 1)
+
+    def _train_on(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.model.train()
+        labels = batch.pop("labels")
+        with self.accelerator.accumulate(self.model):
+            loss = soft_cross_entropy(self.model(**batch).logits, labels, self.args.label_smoothing_factor)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.optimizer.step()
+            if self.accelerator.sync_gradients:
+                self.scheduler.step()
+            self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients and self.ema is not None:
+            self.ema.update(self.accelerator.unwrap_model(self.model))
+        return loss.detach()
+
+    def _due(self, strategy: str, interval: float | None) -> bool:
+        return strategy == "steps" and self.step % max(1, int(interval or self.args.logging_steps)) == 0
+
+    def _mean(self, losses: Iterable[torch.Tensor]) -> float:
+        return float(self.accelerator.reduce(torch.stack(list(losses)).mean(), reduction="mean"))
+
+    def _log(self, figures: dict[str, float]) -> None:
+        self.history.append({**figures, "step": self.step})
+        self.accelerator.print(self.history[-1])
+
+    def averaged(self) -> Any:
+        """A context in which the model holds its averaged weights, where there are any."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return (self.ema or ExponentialMovingAverage(0.5)).applied(model)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """
+        Measures the model on the evaluation split.
+
+        Returns:
+            `dict[str, float]`: eval_loss, eval_accuracy and, with five classes or more, eval_top_5_accuracy.
+        """
+        metric = TopKAccuracy(keep_in_memory=True)
+        losses, ranks, truths = [], [], []
+        self.model.eval()
+        with self.averaged():
+            for batch in self.eval_loader:
+                labels = batch.pop("labels")
+                logits = self.model(**batch).logits
+                result = (
+                    soft_cross_entropy(logits, labels, reduction="none"),
+                    logits.topk(min(5, logits.shape[-1])).indices,
+                    labels,
+                )
+                loss, rank, truth = self.accelerator.gather_for_metrics(result)
+                losses.append(loss)
+                ranks.extend(rank.tolist())
+                truths.extend(truth.tolist())
+        figures = metric.compute(predictions=ranks, references=truths)
+        figures["loss"] = float(torch.cat(losses).mean())
+        return {f"eval_{key}": value for key, value in figures.items()}
+
+    def save_checkpoint(self, place: dict[str, int]) -> None:
+        """Writes `checkpoint-<step>` whole or not at all, then deletes those beyond --save_total_limit."""
+        folder = self.args.folder
+        staging = folder / STAGING_FOLDER
+        main = self.args.should_save
+        if main:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with discarded_on_error(staging if main else None):
+            self.accelerator.save_state(str(staging))
+            if main:
+                self.setup.model.config.save_pretrained(staging)
+                if self.ema is not None:
+                    self.ema.save(staging)
+                write_json(staging / PROGRESS_FILE, {**place, "step": self.step, "history": self.history})
+        self.accelerator.wait_for_everyone()
+        if main:
+            final = folder / f"checkpoint-{self.step}"
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(staging, final)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self, checkpoint: str) -> tuple[int, int]:
+        progress = read_json(Path(checkpoint) / PROGRESS_FILE)
+        self.accelerator.load_state(checkpoint)
+        if self.ema is not None:
+            self.ema.load(Path(checkpoint), self.accelerator.unwrap_model(self.model))
+        self.step, self.history = progress["step"], progress["history"]
+        return progress["epoch"], progress["batches"]
+
+    def save_model(self) -> None:
+        """Writes the model (its averaged weights, where there are any) and the processor; old files stay until then."""
+        self.accelerator.wait_for_everyone()
+        staging = self.args.folder / STAGING_FOLDER
+        main = self.args.should_save
+        with self.averaged(), discarded_on_error(staging if main else None):
+            weights = self.accelerator.get_state_dict(self.model)
+            if main:
+                model = self.accelerator.unwrap_model(self.model)
+                model.save_pretrained(staging, state_dict=weights)
+                self.setup.processor.save_pretrained(staging)
+        if main:
+            replace_files(staging, self.args.folder)
+        self.accelerator.wait_for_everyone()
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """
+    Runs the script.
+
+    Args:
+        argv (`list[str]`, *optional*): The command line without the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+        `dict[str, float]`: The figures of the last evaluation, and of the final one with the prefix `test_`.
+
+    Raises:
+        ValueError: On arguments or data that do not fit, before training begins.
+    """
+    begin = time.time()
+    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    checkpoint = prepare_output_dir(args, PROGRESS_FILE)
+    setup = set_up(model_args, data_args, args, checkpoint)
+    loop = Loop(args, setup)
+    if args.do_train:
+        loop.train(checkpoint)
+        loop.save_model()
+    figures = loop.evaluate() if args.do_eval else {}
+    if args.should_save:
+        log = {"log_history": loop.history, "resumed_from": checkpoint}
+        figures = finish(model_args, data_args, args, setup, figures, log, begin)
+        loop.accelerator.print(figures)
+    loop.accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    main()
