@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     figures: dict[str, float] = {}
     if args.do_eval:
         figures = trainer.evaluate()
-        trainer.log_metrics("eval", figures)
     if args.should_save:
         log = {"log_history": trainer.state.log_history, "resumed_from": checkpoint}
         figures = finish(model_args, data_args, args, setup, figures, log, begin)
-        trainer.log_metrics("test", {key: value for key, value in figures.items() if key.startswith("test_")})
+        if figures:
+            trainer.log_metrics("final", figures)
     return figures
 
 

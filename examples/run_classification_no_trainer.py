@@ -3,10 +3,11 @@ Trains a FocusViT for image classification in a plain loop with Accelerate, to b
 
     python examples/run_classification_no_trainer.py configuration/recipes/cifar10-nano.json --output_dir runs/cifar10
     accelerate launch --config_file configuration/accelerate/fsdp.yaml examples/run_classification_no_trainer.py \
-        --preset focusvit-base --train_dir pictures/train --validation_dir pictures/val --output_dir runs/mine --do_train
+        --preset focusvit-base --train_dir pictures/train --output_dir runs/mine --do_train
 
-Flags, recipes, data and results are those of `run_classification.py`; evaluation and saving happen every so many steps
-or epochs. A run that was interrupted goes on from its last checkpoint when the same command is given again.
+Flags, recipes, data and results are those of `run_classification.py`, as far as they concern the data, the model, the
+optimiser, its schedule and precision, and when to log, evaluate and save. A run that was interrupted goes on from its
+last checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from focusvit_hf.training import (
     soft_cross_entropy,
     write_json,
 )
-from training_arguments import TrainingArguments, parse_arguments, prepare_output_dir
+from training_arguments import TrainingArguments, json_object, parse_arguments, prepare_output_dir
 from training_setup import Setup, finish, set_up
 
 
@@ -54,9 +55,14 @@ class Loop:
     Args:
         args (`TrainingArguments`): The same as the Trainer's.
         setup (`Setup`): Data, model and collators.
+
+    Raises:
+        ValueError: If the arguments ask for what this loop does not do.
     """
 
     def __init__(self, args: TrainingArguments, setup: Setup):
+        if args.load_best_model_at_end or args.save_strategy == "best":
+            raise ValueError("expected no choice of a best model, which only run_classification.py makes")
         self.args = args
         self.setup = setup
         self.accelerator = Accelerator(
@@ -71,6 +77,7 @@ class Loop:
         self.ema = ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None
         self.history: list[dict[str, float]] = []
         self.step = 0
+        self.learning_rate = 0.0
         self.model: Any = setup.model
         self.eval_loader = self.accelerator.prepare(self._loader(training=False)) if setup.eval_rows else None
         if args.do_train:
@@ -86,7 +93,7 @@ class Loop:
                 self.optimizer,
                 args.get_warmup_steps(self.total),
                 self.total,
-                args.lr_scheduler_kwargs or None,
+                json_object("--lr_scheduler_kwargs", args.lr_scheduler_kwargs) or None,
             )
             self.accelerator.register_for_checkpointing(self.scheduler)
         else:
@@ -131,7 +138,7 @@ class Loop:
                 self.step += 1
                 progress.update()
                 if self.step % max(1, int(self.args.logging_steps)) == 0:
-                    self._log({"loss": self._mean(losses), "learning_rate": self.scheduler.get_last_lr()[0]})
+                    self._log({"loss": self._mean(losses), "learning_rate": self.learning_rate})
                     losses = []
                 if self._due(self.args.eval_strategy, self.args.eval_steps):
                     self._log(self.evaluate())
@@ -140,7 +147,7 @@ class Loop:
                 if self.step == self.total:
                     break
             else:
-                if batches == 0:
+                if batches == 0 and done == 0:
                     raise ValueError("expected at least one batch to train on, got none; see --dataloader_drop_last")
             epoch, done = epoch + 1, 0
             if self.args.eval_strategy == "epoch":
@@ -163,6 +170,7 @@ class Loop:
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.learning_rate = self.scheduler.get_last_lr()[0]
             self.optimizer.step()
             if self.accelerator.sync_gradients:
                 self.scheduler.step()
@@ -195,6 +203,8 @@ class Loop:
             `dict[str, float]`: eval_loss, eval_accuracy and, with five classes or more, eval_top_5_accuracy.
         """
         metric = TopKAccuracy(keep_in_memory=True)
+        if self.eval_loader is None:
+            raise ValueError("expected --do_eval or --eval_strategy to evaluate, got neither")
         losses, ranks, truths = [], [], []
         self.model.eval()
         with self.averaged():
@@ -246,7 +256,7 @@ class Loop:
         return progress["epoch"], progress["batches"]
 
     def save_model(self) -> None:
-        """Writes the model (its averaged weights, where there are any) and the processor; old files stay until then."""
+        """Writes the model (its averaged weights, where there are any) and the processor over those of an old run."""
         self.accelerator.wait_for_everyone()
         staging = self.args.folder / STAGING_FOLDER
         main = self.args.should_save

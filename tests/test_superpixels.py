@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.color import rgb2lab
 
 import focusvit_hf.superpixels as module
 import reference
@@ -204,7 +203,8 @@ def test_tables_made_in_inference_mode_serve_later_training(photographs):
 @pytest.mark.parametrize("size", [(224, 224), (60, 92)])
 def test_slic_compiles_to_one_graph(photographs, size):
     images = photographs[:, :, : size[0], : size[1]]
-    compiled = torch.compile(slic, fullgraph=True, backend="aot_eager")
+    torch.compiler.reset()
+    compiled = torch.compile(slic, fullgraph=True, dynamic=False, backend="aot_eager")
     assert torch.equal(compiled(images, (3, 5)), slic(images, (3, 5)))
 
 
@@ -220,20 +220,18 @@ def test_nan_and_an_empty_batch_give_a_map():
 
 
 def test_a_superpixel_that_lost_all_its_cells_gets_its_tiles_centre(monkeypatch):
-    image = picture("noise", 24, 24)
+    # Black, then black and white in turn, then white: the grey mean of the middle is nearest to no cell.
+    y, x = np.mgrid[:8, :24]
+    white = (x >= 16) | ((x >= 8) & ((x + y) % 2 == 0))
+    image = np.where(white, 255, 0).astype(np.uint8)[None].repeat(3, axis=0)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_give_each_a_cell", lambda ids, counts, tiling: ids)
-        before = run(image, 36, compactness=0.01, cell_size=1)
-    after = run(image, 36, compactness=0.01, cell_size=1)
-    lost = sorted(set(range(36)) - set(before.flat))
-    assert lost
-    assert_owned(after, 36)
-    # Only cells at tile centres change hands, and they go to their own tile.
-    centres = reference.tile_centres((6, 6), 24, 24)
-    changed = np.argwhere(before != after).tolist()
-    assert {centres[number] for number in lost} <= set(map(tuple, changed))
-    for place in map(tuple, changed):
-        assert centres[after[place]] == place
+        before = run(image, (1, 3), compactness=0.1, cell_size=1)
+    np.testing.assert_array_equal(before, np.where(white, 2, 0))
+    after = run(image, (1, 3), compactness=0.1, cell_size=1)
+    assert after[4, 12] == 1
+    assert (before != after).sum() == 1
+    np.testing.assert_array_equal(after, reference.slic(image, (1, 3), 0.1, 5, 1))
 
 
 @settings(max_examples=200)
@@ -256,40 +254,12 @@ def test_the_rule_gives_every_superpixel_a_cell_of_any_map(data, rows, columns):
 
 
 def test_a_tile_centre_that_is_anothers_only_cell_leaves_that_one_its_own():
-    # Four tiles in a row of three cells: 0 holds all but the centre of tile 0, which is the only cell of 2.
+    # Four tiles in a row, of three cells each: 0 holds all but the centre of its tile, which is all that 2 has.
     tiling = module._build_tiling(1, 4, 1, 12, torch.device("cpu"))
     ids = torch.zeros(1, 12, dtype=torch.int64)
     ids[0, 1] = 2
     repaired = module._give_each_a_cell(ids, torch.bincount(ids[0], minlength=4)[None].float(), tiling)
     assert repaired[0].tolist() == [0, 2, 0, 0, 1, 0, 0, 2, 0, 0, 3, 0]
-
-
-# Colours.
-
-
-def test_colours_agree_with_scikit_image():
-    corners = np.array(np.meshgrid(*[[0, 20, 60, 128, 200, 255]] * 3)).reshape(3, -1).T
-    colours = np.concatenate((corners, np.random.default_rng(0).integers(0, 256, (4000, 3))))
-    levels = torch.from_numpy(colours).float().T[None, :, None, :]
-    lab = module._cell_lab(levels, 1, 4.0)[0, :, 0].T.numpy() / 4 + np.array([50, 0, 0])
-    distance = np.linalg.norm(lab - rgb2lab(colours / 255.0), axis=1)
-    assert distance.max() < 1.0
-    assert distance.mean() < 0.2
-
-
-def test_grey_has_no_colour_and_the_bound_on_colours_holds():
-    grey = torch.arange(256.0).expand(1, 3, 1, 256)
-    assert (module._cell_lab(grey, 1, 4.0)[:, 1:] == 0).all()
-    steps = torch.linspace(0, 255, 18).round()
-    levels = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).reshape(1, 3, 18, -1)
-    assert (module._cell_lab(levels, 1, 4.0) / 4).square().sum(dim=1).max() <= module._LAB_RADIUS_SQUARED
-
-
-@pytest.mark.parametrize("cell", [1, 2, 3, 4, 7])
-def test_a_cell_has_the_mean_colour_of_its_pixels(cell):
-    image = picture("noise", 3 * cell, 5 * cell)
-    lab = module._cell_lab(torch.from_numpy(image)[None].float(), cell, 4.0)[0].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(lab, reference.fixed_point_lab(image, cell, 4.0).astype(np.float32))
 
 
 # Layouts.

@@ -292,22 +292,26 @@ def demo(arguments: argparse.Namespace) -> None:
         _print_classes(title, ranked)
     rows = [explain(model, image_processor, *pair) for pair in zip(pictures, titles, strict=True)]
 
+    print("\nmeasuring where the time goes, in less than a minute ...", flush=True)
     own_size = _split({name: (model, image_processor)}, photograph)
     compared = _split(_tiny_systems(arguments.device), photograph)
     ratios = {
         batch: {part: dense[part]["median_ms"] / focusvit[part]["median_ms"] for part in COMPARED_PARTS}
         for batch, (focusvit, dense) in ((batch, split.values()) for batch, split in compared.items())
     }
-    for batch, split in own_size.items():
-        _print_split(batch, split, {})
-    print("\nAt 224 pixels, beside a dense ViT of the same width and depth, both with random weights")
-    for batch, split in compared.items():
-        _print_split(batch, split, ratios[batch])
-    splits = {batch: {**own_size[batch], **compared[batch]} for batch in compared}
+    settings = _environment(model)
+    print(
+        f"\nMilliseconds a picture, medians: {settings['device']}, {settings['threads']} threads, {settings['dtype']}. "
+        "At 224 pixels FocusViT and a ViT of its width and depth have random weights."
+    )
+    for split_of_batch in (own_size, compared):
+        for batch, split in split_of_batch.items():
+            _print_split(batch, split, ratios[batch] if split_of_batch is compared else {})
+    splits = {"own_size": own_size, "at_224_pixels": compared}
     described = [{"picture": title, **ranked} for title, ranked in zip(titles, answers, strict=True)]
     result = {**answers[0], "pictures": described, "splits": splits, "ratios": ratios}
     _write_png(arguments.out / "result.png", draw_sheet(rows))
-    write_json(arguments.out / "result.json", {**result, "model": name, "environment": _environment(model)})
+    write_json(arguments.out / "result.json", {**result, "model": name, "environment": settings})
     print(f"\nwrote {arguments.out / 'result.png'} and {arguments.out / 'result.json'}")
 
 
@@ -329,13 +333,13 @@ def _split(systems: dict[str, tuple[Any, Any]], photograph: Image.Image) -> dict
 
 
 def _print_split(batch: str, split: dict[str, Any], ratios: dict[str, float]) -> None:
-    """Medians: a line for each part of the path, a column for each system, and one for their ratio."""
-    title = f"milliseconds a picture, {batch.replace('_', ' ')}"
-    print(f"\n{title:<36}" + "".join(f"{system:>24}" for system in split) + ("ratio" if ratios else "").rjust(10))
+    """A line for each part of the path, a column for each system, and one for the ratio of the two."""
+    heads = [*split, *(["ratio"] if ratios else [])]
+    print(f"\n{batch.replace('_', ' '):<32}" + "".join(f"{head:>24}" for head in heads))
     for part, name in PART_NAMES.items():
-        times = (f"{parts[part]['median_ms']:.2f}" if part in parts else "" for parts in split.values())
-        ratio = f"{ratios[part]:.2f}" if part in ratios else ""
-        print((f"  {name:<34}" + "".join(f"{value:>24}" for value in times) + ratio.rjust(10)).rstrip())
+        values = [f"{parts[part]['median_ms']:.2f}" if part in parts else "" for parts in split.values()]
+        values += [f"{ratios[part]:.2f}"] if part in ratios else []
+        print((f"  {name:<30}" + "".join(f"{value:>24}" for value in values)).rstrip())
 
 
 def _environment(model: FocusViTForImageClassification) -> dict[str, Any]:

@@ -36,6 +36,8 @@ _POSITIVE = (
     "layer_norm_eps",
 )
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+# Keys that every configuration takes though they are no attributes of its class.
+_OTHER_KEYS = ("torch_dtype", "attn_implementation")
 # How near an unknown key must be to a known field to be taken for a misspelling of it.
 _MISSPELT = 0.8
 
@@ -92,8 +94,8 @@ class FocusViTConfig(PreTrainedConfig):
         attention_area_bias (`bool`, *optional*, defaults to `False`):
             Whether attention to a token is raised by the logarithm of its area relative to the mean area.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`): The classifier reads the class token.
-        image_mean, image_std (`list[float]`, *optional*, default to 0.5 for each channel):
-            Normalisation of `pixel_values`, undone to compute superpixels from them.
+        image_mean, image_std (`float` or `list[float]`, *optional*, default to 0.5):
+            For all channels or for each. Normalisation of `pixel_values`, undone to compute superpixels from them.
 
     Raises:
         ValueError: on values out of range or at odds with each other, and on an unknown key that looks like a
@@ -109,6 +111,7 @@ class FocusViTConfig(PreTrainedConfig):
     ```"""
 
     model_type = "focusvit"
+    attribute_map = {"layer_norm_epsilon": "layer_norm_eps"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
@@ -138,15 +141,17 @@ class FocusViTConfig(PreTrainedConfig):
     num_latents: int = 16
     attention_area_bias: bool = False
     classifier_pooling: str = "cls"
-    image_mean: list[float | int] | tuple[float | int, ...] | None = None
-    image_std: list[float | int] | tuple[float | int, ...] | None = None
+    image_mean: float | int | list[float | int] | tuple[float | int, ...] = 0.5
+    image_std: float | int | list[float | int] | tuple[float | int, ...] = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
         if self.layer_types is None:
             self.layer_types = ["latent_attention"] * self.num_hidden_layers
-        self.image_mean = [0.5] * self.num_channels if self.image_mean is None else list(self.image_mean)
-        self.image_std = [0.5] * self.num_channels if self.image_std is None else list(self.image_std)
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            listed = [values] * self.num_channels if isinstance(values, (int, float)) else values
+            setattr(self, name, [float(value) for value in listed])
         super().__post_init__(**kwargs)
         self._check_ranges()
         self._check_sizes()
@@ -156,7 +161,7 @@ class FocusViTConfig(PreTrainedConfig):
         known = [field.name for field in fields(self)] + ["num_labels"]
         for key in kwargs:
             # Attributes that are no fields but that every configuration knows, such as num_labels.
-            if key.startswith("_") or hasattr(type(self), key) or key in ("torch_dtype", "attn_implementation"):
+            if key.startswith("_") or hasattr(type(self), key) or key in (*self.attribute_map, *_OTHER_KEYS):
                 continue
             near = difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT)
             if near:

@@ -150,9 +150,9 @@ class FocusViTModel(FocusViTPreTrainedModel):
         Returns:
             `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
         """
-        config = self.config
-        scale = torch.tensor(config.image_std, dtype=torch.float32, device=pixel_values.device)[:, None, None] * 255
-        shift = torch.tensor(config.image_mean, dtype=torch.float32, device=pixel_values.device)[:, None, None] * 255
+        config, device = self.config, pixel_values.device
+        scale = torch.tensor(config.image_std, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
+        shift = torch.tensor(config.image_mean, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
         levels = (pixel_values.float() * scale).add_(shift).round_().clamp_(0, 255)
         # Superpixels see three channels: of more the first three, a single one thrice.
         levels = levels[:, :3] if config.num_channels >= 3 else levels[:, :1].expand(-1, 3, -1, -1)

@@ -113,12 +113,15 @@ def _draw_row(row: Sequence[Panel]) -> Image.Image:
     margin, size = round(_MARGIN * unit), round(_TITLE_SIZE * unit)
     head, foot = margin + round(1.6 * size), 2 * margin + size
     width = sum(panel.image.width for panel in row) + margin * (len(row) + 1)
+    # One size of type for a row: the one that its tightest title needs.
+    size_of_titles = min(_fitting_size(panel.title, size, panel.image.width) for panel in row)
+    font = ImageFont.load_default(size_of_titles)
     strip = Image.new("RGB", (width, head + height + foot), _PAPER)
     draw = ImageDraw.Draw(strip)
     left = margin
     for panel in row:
         right, bottom = left + panel.image.width, head + panel.image.height
-        text, font = _fitted(panel.title, size, panel.image.width)
+        text = _shortened(panel.title, font, panel.image.width)
         draw.text((left, head - 0.4 * size), text, fill=_INK, font=font, anchor="ls")
         strip.paste(panel.image, (left, head))
         draw.rectangle((left - 1, head - 1, right, bottom), outline=_FRAME)
@@ -128,17 +131,20 @@ def _draw_row(row: Sequence[Panel]) -> Image.Image:
     return strip
 
 
-def _fitted(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text and a font in which it is no wider than `width`: smaller type first, then an ellipsis."""
-    font = ImageFont.load_default(size)
-    while font.getlength(text) > width and size > _SMALLEST_TITLE:
+def _fitting_size(text: str, size: int, width: int) -> int:
+    """The largest size of type up to `size` in which the text is no wider than `width`, or the smallest there is."""
+    while size > _SMALLEST_TITLE and ImageFont.load_default(size).getlength(text) > width:
         size -= 1
-        font = ImageFont.load_default(size)
+    return size
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, or its beginning and an ellipsis, no wider than `width`."""
     if font.getlength(text) <= width:
-        return text, font
+        return text
     while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
-    return f"{text}…", font
+    return f"{text}…"
 
 
 def _draw_scale(

@@ -43,7 +43,11 @@ class _Tiling(NamedTuple):
 
 def default_cell_size(patch_size: int) -> int:
     """The largest divisor of `patch_size` that is at most a quarter of it: 16 -> 4, 14 -> 2, 8 -> 2, 4 -> 1."""
-    return max((d for d in range(1, patch_size // 4 + 1) if patch_size % d == 0), default=1)
+    # A plain loop: dynamo traces it.
+    for divisor in range(patch_size // 4, 0, -1):
+        if patch_size % divisor == 0:
+            return divisor
+    return 1
 
 
 def _layouts(num_superpixels: int, height: int, width: int) -> list[tuple[float, int, int]]:

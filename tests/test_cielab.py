@@ -1,0 +1,50 @@
+"""Fixed-point CIELAB against scikit-image and against the plain twin."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2lab
+
+import reference
+from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab
+
+
+def colours(steps):
+    """(1, 3, steps, steps²) all combinations of evenly spaced levels, the ends included."""
+    levels = torch.linspace(0, 255, steps).round()
+    return torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(1, 3, steps, -1)
+
+
+def test_colours_agree_with_scikit_image():
+    levels = colours(35)
+    expected = rgb2lab(levels[0].permute(1, 2, 0).numpy().astype(np.float64) / 255)
+    difference = cell_lab(levels, 1, 4.0)[0].permute(1, 2, 0).numpy() / 4 + np.array([50, 0, 0]) - expected
+    assert np.abs(difference).max() < 1.25
+    assert np.abs(difference).mean() < 0.1
+
+
+def test_grey_has_no_colour():
+    grey = torch.arange(256.0).expand(1, 3, 1, 256)
+    lab = cell_lab(grey, 1, 4.0)
+    assert (lab[:, 1:] == 0).all()
+    assert lab[0, 0, 0, 0] == -200
+    assert lab[0, 0, 0, 255] == 200
+    assert (lab[0, 0, 0].diff() >= 0).all()
+
+
+def test_no_colour_is_farther_from_the_middle_than_the_bound_says():
+    distance = (cell_lab(colours(52), 1, 4.0) / 4).square().sum(dim=1)
+    assert 0.99 * LAB_RADIUS_SQUARED < distance.max() <= LAB_RADIUS_SQUARED
+
+
+@pytest.mark.parametrize("unit", [4.0, 1.0, 0.25])
+@pytest.mark.parametrize("cell", [1, 2, 3, 4, 7])
+def test_a_cell_has_the_mean_colour_of_its_pixels(cell, unit):
+    image = np.random.default_rng(0).integers(0, 256, (3, 3 * cell, 5 * cell), dtype=np.uint8)
+    lab = cell_lab(torch.from_numpy(image)[None].float(), cell, unit)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(lab, reference.fixed_point_lab(image, cell, unit).astype(np.float32))
+
+
+def test_nan_counts_as_black():
+    levels = torch.full((1, 3, 2, 2), torch.nan)
+    assert torch.equal(cell_lab(levels, 2, 4.0), cell_lab(torch.zeros(1, 3, 2, 2), 2, 4.0))

@@ -1,0 +1,145 @@
+"""Overlap and geometry against their plain twins and against regions whose moments are known."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from focusvit_hf.superpixels import geometry, membership, overlap, slic, tile_ids
+
+
+SIDES = st.integers(1, 6)
+
+
+def random_ids(*shape, number=5, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, number, shape))
+
+
+@settings(max_examples=60)
+@given(rows=SIDES, columns=SIDES, height=SIDES, width=SIDES, number=st.integers(1, 9), seed=st.integers(0, 99))
+def test_overlap_equals_the_plain_reference(rows, columns, height, width, number, seed):
+    # Some ids are out of range.
+    ids = random_ids(2, rows * height, columns * width, number=number + 2, seed=seed) - 1
+    table = overlap(ids, (rows, columns), number)
+    assert table.shape == (2, rows * columns, number)
+    assert table.dtype == torch.float32
+    for one, expected in zip(table, ids.numpy(), strict=True):
+        np.testing.assert_allclose(one, reference.overlap(expected, (rows, columns), number), atol=1e-6)
+
+
+def test_shares_of_a_unit_sum_to_1(photographs):
+    table = overlap(slic(photographs), (14, 14), 49)
+    torch.testing.assert_close(table.sum(dim=2), torch.ones(4, 196))
+    assert table.min() >= 0
+
+
+def test_overlap_with_cells_is_one_hot():
+    ids = random_ids(2, 6, 8)
+    assert torch.equal(overlap(ids, (6, 8), 5), torch.nn.functional.one_hot(ids.flatten(1), 5).float())
+
+
+def test_a_unit_within_one_superpixel_belongs_to_it():
+    ids = tile_ids((2, 3), 8, 12)[None]
+    assert torch.equal(overlap(ids, (2, 3), 6)[0], torch.eye(6))
+    # Units across four tiles.
+    assert torch.equal(overlap(tile_ids((2, 2), 4, 4)[None], (1, 1), 4), torch.full((1, 1, 4), 0.25))
+
+
+@pytest.mark.parametrize("outside", [-1, 5, 255, 2**31, 2**32, -(2**32), 2**63 - 1])
+def test_an_id_out_of_range_counts_for_nobody(outside):
+    ids = random_ids(1, 4, 4)
+    ids[0, 0, 0] = outside
+    shares = overlap(ids, (4, 4), 5)[0]
+    assert (shares[0] == 0).all()
+    assert torch.equal(shares[1:].sum(dim=1), torch.ones(15))
+    assert geometry(ids, 5)[0, :, 2].sum() == 15 / 16
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_any_width_are_taken(dtype):
+    ids = random_ids(2, 4, 6)
+    assert torch.equal(overlap(ids.to(dtype), (2, 3), 5), overlap(ids, (2, 3), 5))
+    assert torch.equal(geometry(ids.to(dtype), 5), geometry(ids, 5))
+
+
+def test_membership_is_one_hot():
+    ids = random_ids(2, 3, 4)
+    expected = torch.nn.functional.one_hot(ids.flatten(1), 5).transpose(1, 2).float()
+    assert torch.equal(membership(ids, 5), expected)
+
+
+@settings(max_examples=60)
+@given(height=st.integers(1, 12), width=st.integers(1, 12), number=st.integers(1, 9), seed=st.integers(0, 99))
+def test_geometry_equals_the_plain_reference(height, width, number, seed):
+    ids = random_ids(2, height, width, number=number, seed=seed)
+    shapes = geometry(ids, number)
+    assert shapes.shape == (2, number, 5)
+    assert shapes.dtype == torch.float32
+    for one, expected in zip(shapes, ids.numpy(), strict=True):
+        np.testing.assert_allclose(one, reference.geometry(expected, number), atol=1e-6)
+
+
+def test_geometry_of_photographs_equals_the_plain_reference(photographs):
+    ids = slic(photographs[:1])
+    np.testing.assert_allclose(geometry(ids, 49)[0], reference.geometry(ids[0].numpy(), 49), atol=2e-6)
+
+
+def test_geometry_of_the_whole_picture_and_of_its_quarters():
+    whole = geometry(torch.zeros(1, 6, 10, dtype=torch.int64), 1)
+    torch.testing.assert_close(whole[0, 0], torch.tensor([0.5, 0.5, 1.0, 1 / 12, 1 / 12]))
+    quarters = geometry(tile_ids((2, 2), 6, 10)[None], 4)[0]
+    for number, (y, x) in enumerate([(0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75)]):
+        torch.testing.assert_close(quarters[number], torch.tensor([y, x, 0.25, 1 / 48, 1 / 48]))
+
+
+def test_geometry_of_a_single_cell_and_of_a_line():
+    ids = torch.zeros(1, 4, 8, dtype=torch.int64)
+    ids[0, 1, 6] = 1
+    ids[0, 3] = 2
+    shapes = geometry(ids, 3)[0]
+    torch.testing.assert_close(shapes[1], torch.tensor([1.5 / 4, 6.5 / 8, 1 / 32, 1 / 192, 1 / 768]))
+    torch.testing.assert_close(shapes[2], torch.tensor([3.5 / 4, 0.5, 8 / 32, 1 / 192, 1 / 12]))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_geometry_does_not_depend_on_the_size_of_the_cells(factor):
+    ids = random_ids(1, 7, 5)
+    finer = ids.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    torch.testing.assert_close(geometry(finer, 5), geometry(ids, 5), rtol=0, atol=1e-6)
+
+
+def test_an_absent_id_has_a_finite_geometry():
+    shapes = geometry(torch.zeros(1, 4, 4, dtype=torch.int64), 3)
+    assert shapes[0, 1:].tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]] * 2
+
+
+def test_renumbering_permutes_overlap_and_geometry_bit_for_bit(photographs):
+    ids = slic(photographs)
+    order = torch.randperm(49)
+    # Superpixel i becomes order[i].
+    assert torch.equal(overlap(order[ids], (14, 14), 49)[..., order], overlap(ids, (14, 14), 49))
+    assert torch.equal(geometry(order[ids], 49)[:, order], geometry(ids, 49))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(4, 4, dtype=torch.int64), r"\(batch, rows, columns\), got torch.int64 \(4, 4\)"),
+        (torch.zeros(1, 4, 4), r"got torch.float32 \(1, 4, 4\)"),
+        (torch.zeros(1, 4, 4, dtype=torch.bool), "got torch.bool"),
+        (torch.zeros(1, 4, 4, dtype=torch.complex64), "got torch.complex64"),
+    ],
+)
+def test_what_is_no_map_is_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        overlap(ids, (2, 2), 4)
+    with pytest.raises(ValueError, match=message):
+        geometry(ids, 4)
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (2, 3), (8, 4), (0, 2), (-2, 2)])
+def test_units_that_do_not_divide_the_map_are_refused(grid):
+    with pytest.raises(ValueError, match=r"divides the map's 4 x 4 cells, got \("):
+        overlap(torch.zeros(1, 4, 4, dtype=torch.int64), grid, 4)
