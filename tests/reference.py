@@ -198,7 +198,9 @@ def pool(units, weights, with_maximum=False, sharpness=8.0):
         if with_maximum:
             largest = max(u for _, u in pairs)
             rate = sum(w * math.exp(sharpness * (u - largest)) for w, u in pairs) / total
-            table[region, num_channels + channel] = math.log(rate) / sharpness + largest
+            # The code measures exponentials from the largest of all units and floors what they sum to.
+            floor = units[:, channel].max() + math.log(1e-30) / sharpness
+            table[region, num_channels + channel] = max(math.log(rate) / sharpness + largest, floor)
     return table
 
 

@@ -70,9 +70,9 @@ def test_sheet_holds_every_panel_whole_with_a_frame_and_a_title():
 def test_long_titles_stay_within_their_panel():
     panels = [Panel("a very long file name " * 20, Image.new("RGB", (150, 100))) for _ in range(2)]
     sheet = np.asarray(draw_sheet([panels])).min(axis=-1)
-    # Beside the frames of 152 pixels all margins are white.
-    assert (sheet[:, :15] == 255).all() and (sheet[:, 168:180] == 255).all() and (sheet[:, -15:] == 255).all()
-    assert (sheet[:44, 15:168] < 128).any()
+    # Columns of 234 pixels, wider than the pictures, and white margins of 16 beside them.
+    assert (sheet[:, :15] == 255).all() and (sheet[:, 251:265] == 255).all() and (sheet[:, -15:] == 255).all()
+    assert (sheet[:44, 200:250] < 128).any() and (sheet[60:, 170:250] == 255).all()
 
 
 def test_scale_of_colours_is_drawn_below_and_left_out_where_there_is_no_room():

@@ -292,7 +292,7 @@ def demo(arguments: argparse.Namespace) -> None:
         _print_classes(title, ranked)
     rows = [explain(model, image_processor, *pair) for pair in zip(pictures, titles, strict=True)]
 
-    print("\nmeasuring where the time goes, in less than a minute ...", flush=True)
+    print("\nmeasuring where the time goes ...", flush=True)
     own_size = _split({name: (model, image_processor)}, photograph)
     compared = _split(_tiny_systems(arguments.device), photograph)
     ratios = {
@@ -301,8 +301,8 @@ def demo(arguments: argparse.Namespace) -> None:
     }
     settings = _environment(model)
     print(
-        f"\nMilliseconds a picture, medians: {settings['device']}, {settings['threads']} threads, {settings['dtype']}. "
-        "At 224 pixels FocusViT and a ViT of its width and depth have random weights."
+        f"milliseconds a picture, medians; {settings['device']}, {settings['threads']} threads, {settings['dtype']}\n"
+        "focusvit-tiny and a dense ViT of its width and depth, both with random weights, at 224 pixels"
     )
     for split_of_batch in (own_size, compared):
         for batch, split in split_of_batch.items():

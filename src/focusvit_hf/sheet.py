@@ -24,6 +24,8 @@ from .visualization import (
 _PAPER, _INK, _FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)
 _SMALLEST_PANEL, _LARGEST_PANEL = 280, 1080
 _MARGIN, _TITLE_SIZE, _SMALLEST_TITLE = 16, 18, 11
+# In heights of the type.
+_NARROWEST_COLUMN = 13
 
 
 class Panel(NamedTuple):
@@ -112,22 +114,24 @@ def _draw_row(row: Sequence[Panel]) -> Image.Image:
     unit = max(1.0, height / 400)
     margin, size = round(_MARGIN * unit), round(_TITLE_SIZE * unit)
     head, foot = margin + round(1.6 * size), 2 * margin + size
-    width = sum(panel.image.width for panel in row) + margin * (len(row) + 1)
+    # A narrow picture gets a column that a title fits into.
+    columns = [max(panel.image.width, _NARROWEST_COLUMN * size) for panel in row]
+    width = sum(columns) + margin * (len(row) + 1)
     # One size of type for a row: the one that its tightest title needs.
-    size_of_titles = min(_fitting_size(panel.title, size, panel.image.width) for panel in row)
+    size_of_titles = min(_fitting_size(panel.title, size, column) for panel, column in zip(row, columns, strict=True))
     font = ImageFont.load_default(size_of_titles)
     strip = Image.new("RGB", (width, head + height + foot), _PAPER)
     draw = ImageDraw.Draw(strip)
     left = margin
-    for panel in row:
+    for panel, column in zip(row, columns, strict=True):
         right, bottom = left + panel.image.width, head + panel.image.height
-        text = _shortened(panel.title, font, panel.image.width)
+        text = _shortened(panel.title, font, column)
         draw.text((left, head - 0.4 * size), text, fill=_INK, font=font, anchor="ls")
         strip.paste(panel.image, (left, head))
         draw.rectangle((left - 1, head - 1, right, bottom), outline=_FRAME)
         if panel.scale is not None:
             _draw_scale(strip, draw, panel.scale, (left, bottom + margin // 2, right), round(0.75 * size))
-        left = right + margin
+        left += column + margin
     return strip
 
 

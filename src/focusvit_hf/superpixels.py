@@ -377,7 +377,7 @@ def membership(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
     """
     numbers = torch.arange(num_superpixels, device=ids.device, dtype=torch.int32)
     # Clamping keeps ids beyond 32 bits out of range.
-    narrow = ids.clamp(-1, num_superpixels).to(torch.int32)
+    narrow = ids.long().clamp(-1, num_superpixels).to(torch.int32)
     return (narrow.flatten(1)[:, None, :] == numbers[:, None]).float()
 
 
