@@ -38,6 +38,7 @@ from focusvit_hf.training import (
     parameter_groups,
     read_json,
     replace_files,
+    require_finite,
     soft_cross_entropy,
     write_json,
 )
@@ -166,7 +167,7 @@ class Loop:
         self.model.train()
         labels = batch.pop("labels")
         with self.accelerator.accumulate(self.model):
-            loss = soft_cross_entropy(self.model(**batch).logits, labels, self.args.label_smoothing_factor)
+            loss = soft_cross_entropy(self.model(**batch)["logits"], labels, self.args.label_smoothing_factor)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
@@ -186,6 +187,7 @@ class Loop:
         return float(self.accelerator.reduce(torch.stack(list(losses)).mean(), reduction="mean"))
 
     def _log(self, figures: dict[str, float]) -> None:
+        require_finite(figures.get("loss", 0.0), self.step)
         self.history.append({**figures, "step": self.step})
         self.accelerator.print(self.history[-1])
 
@@ -210,7 +212,7 @@ class Loop:
         with self.averaged():
             for batch in self.eval_loader:
                 labels = batch.pop("labels")
-                logits = self.model(**batch).logits
+                logits = self.model(**batch)["logits"]
                 result = (
                     soft_cross_entropy(logits, labels, reduction="none"),
                     logits.topk(min(5, logits.shape[-1])).indices,

@@ -57,8 +57,12 @@ class DataTrainingArguments:
     train_val_split: float | None = field(
         default=0.0, metadata={"help": "Share of the training pictures held out where there is no validation split."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pictures."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pictures."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many pictures, drawn at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many pictures, drawn at random."}
+    )
     image_column_name: str = field(default="image", metadata={"help": "The column with the pictures."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
     streaming: bool = field(default=False, metadata={"help": "Read the data as it comes; needs --max_steps."})
@@ -78,6 +82,9 @@ class TrainingArguments(HfTrainingArguments):
 
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Has to stay off: pictures become tensors in the collator."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are not finite out of the log, instead of stopping."}
     )
     ema_decay: float | None = field(
         default=None,

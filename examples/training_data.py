@@ -49,7 +49,7 @@ def load_pictures(data_args: DataTrainingArguments, model_args: ModelArguments, 
             raise ValueError("expected a validation split or --train_val_split 0 with --streaming")
         parts = pictures["train"].train_test_split(share, seed=seed)
         pictures["train"], pictures["validation"] = parts["train"], parts["test"]
-    return {name: limited(split, name, data_args) for name, split in pictures.items()}
+    return {name: limited(split, name, data_args, seed) for name, split in pictures.items()}
 
 
 def load_splits(data_args: DataTrainingArguments, model_args: ModelArguments) -> Mapping[str, Any]:
@@ -115,14 +115,15 @@ def checked(split: Any, name: str, data_args: DataTrainingArguments) -> Any:
     return split
 
 
-def limited(split: Any, name: str, data_args: DataTrainingArguments) -> Any:
-    """The first pictures of a split, as many as --max_train_samples or --max_eval_samples allow."""
+def limited(split: Any, name: str, data_args: DataTrainingArguments, seed: int) -> Any:
+    """As many pictures of a split as --max_train_samples or --max_eval_samples allow, drawn at random by the seed."""
     limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
     if limit is None:
         return split
     if isinstance(split, IterableDataset):
         return split.take(limit)
-    return split.select(range(min(limit, len(split))))
+    # Drawn, not the first ones: many data sets are sorted by class.
+    return split.shuffle(seed=seed).select(range(min(limit, len(split))))
 
 
 def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> datasets.Dataset:

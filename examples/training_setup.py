@@ -220,7 +220,7 @@ def measure(
     return RankedImageClassificationEvaluator().compute(
         model_or_pipeline=classifier,
         data=split,
-        metric=TopKAccuracy(),
+        metric=TopKAccuracy(keep_in_memory=True),
         input_column=data_args.image_column_name,
         label_column=data_args.label_column_name,
         label_mapping=classifier.model.config.label2id,

@@ -1,11 +1,6 @@
-"""The training script and what it is made of, on a small set of pictures made up on the spot."""
+"""What the training scripts are made of: loss, averaged weights, collator, presets, recipes, checks of data."""
 
-import errno
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,9 +10,8 @@ import torch
 import transformers
 from datasets import ClassLabel, Features, Image, Value
 from PIL import Image as PILImage
-from safetensors.torch import load_file
 
-import focusvit_hf
+from blobs import NAMES, ROOT, TINY, blob, flags, write_blobs
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import (
@@ -30,91 +24,15 @@ from focusvit_hf.training import (
 )
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import run_classification  # noqa: E402
-import run_classification_no_trainer  # noqa: E402
-import training_arguments  # noqa: E402
-import training_data  # noqa: E402
-import training_setup  # noqa: E402
-
-
-NAMES = ["red", "green", "blue"]
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "stem_channels": 8,
-}
-
-
-def blob(number: int) -> PILImage.Image:
-    """A dark noisy picture with a square of one colour; the class is the number modulo three."""
-    rng = np.random.default_rng(number)
-    pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
-    top, left = rng.integers(4, 20, 2)
-    pixels[top : top + 8, left : left + 8, number % 3] += 150
-    return PILImage.fromarray(pixels)
-
-
-def blobs(count: int, first: int = 0) -> datasets.Dataset:
-    numbers = range(first, first + count)
-    columns = {"image": [blob(n) for n in numbers], "label": [n % 3 for n in numbers]}
-    return datasets.Dataset.from_dict(columns, features=Features(image=Image(), label=ClassLabel(names=NAMES)))
+import run_classification  # isort: skip
+import training_arguments  # isort: skip
+import training_data  # isort: skip
+import training_setup  # isort: skip
 
 
 @pytest.fixture(scope="session")
 def blob_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("blobs")
-    blobs(132).to_parquet(folder / "train-00000-of-00001.parquet")
-    blobs(24, first=1000).to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    levels = transformers.utils.logging.get_verbosity(), datasets.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(levels[0])
-    datasets.utils.logging.set_verbosity(levels[1])
-
-
-def flags(blob_dir: Path, output_dir: Path, **changes) -> list[str]:
-    """The command line of a short run; `changes` override or, when None, remove a flag."""
-    values = {
-        "preset": "focusvit-nano",
-        "config_overrides": json.dumps({**TINY, **changes.pop("config", {})}),
-        "data_dir": blob_dir,
-        "output_dir": output_dir,
-        "cache_dir": output_dir.parent / "cache",
-        "do_train": True,
-        "do_eval": True,
-        "use_cpu": True,
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "log_level": "error",
-        "disable_tqdm": True,
-        **changes,
-    }
-    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def environment() -> dict[str, str]:
-    """One thread a process, and the package found where it is not installed."""
-    package = Path(focusvit_hf.__file__).resolve().parents[1]
-    paths = [str(package), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def losses(output_dir: Path) -> list[float]:
-    log = json.loads((output_dir / "training_log.json").read_text())
-    return [entry["loss"] for entry in log["log_history"] if "loss" in entry]
+    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 def test_soft_cross_entropy_against_its_definition():
@@ -242,7 +160,7 @@ def test_presets_are_valid_and_their_controls_differ_in_one_thing():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configuration" / "recipes").glob("*.json")), ids=lambda p: p.stem)
 def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
     model_args, data_args, args = training_arguments.parse_arguments(
-        [str(recipe), "--output_dir", str(tmp_path), "--learning_rate", "0.5", "--max_train_samples", "7"]
+        [str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--max_train_samples", "7"]
     )
     assert training_setup.find_preset(model_args.preset).is_file()
     training_setup.augmentation_config(data_args, args)
@@ -265,231 +183,6 @@ def test_a_misspelt_recipe_is_refused(tmp_path):
     _, data_args, args = training_arguments.parse_arguments(smooth)
     with pytest.raises(ValueError, match="either --label_smoothing_factor or"):
         training_setup.augmentation_config(data_args, args)
-
-
-SCRIPTS = pytest.mark.parametrize(
-    "script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"]
-)
-
-
-@SCRIPTS
-@pytest.mark.parametrize(
-    "extra",
-    [{}, {"decode_once": True, "bf16": True, "gradient_accumulation_steps": 2}, {"streaming": True}],
-    ids=["plain", "decoded_bf16", "streaming"],
-)
-def test_a_run_from_pictures_to_a_pipeline(blob_dir, tmp_path, script, extra):
-    output_dir = tmp_path / "run"
-    figures = script.main(flags(blob_dir, output_dir, ema_decay=0.9, **extra))
-    assert 0 <= figures["eval_accuracy"] <= 1
-    log = json.loads((output_dir / "training_log.json").read_text())
-    assert log["arguments"]["max_steps"] == 6
-    assert "token" not in log["arguments"]
-    assert len([entry for entry in log["log_history"] if "loss" in entry]) == 6
-    assert {"torch", "transformers", "focusvit_hf"} <= log["versions"].keys()
-    # Pictures whose scores are nearly equal fall differently in bf16.
-    if not extra:
-        assert figures["test_accuracy"] == pytest.approx(figures["eval_accuracy"], abs=1 / 24 + 1e-6)
-    config = FocusViTConfig.from_pretrained(output_dir)
-    assert config.id2label == dict(enumerate(NAMES))
-    classifier = transformers.pipeline("image-classification", model=str(output_dir))
-    assert {entry["label"] for entry in classifier(blob(5))} == set(NAMES)
-
-
-def test_training_learns(blob_dir, tmp_path):
-    wide = {"hidden_size": 96, "intermediate_size": 192, "stem_channels": 32}
-    schedule = {"max_steps": 90, "warmup_steps": 9, "lr_scheduler_type": "constant_with_warmup"}
-    schedule["per_device_train_batch_size"] = 22
-    figures = run_classification.main(flags(blob_dir, tmp_path / "run", config=wide, **schedule))
-    assert figures["test_accuracy"] >= 0.8
-
-
-def test_the_saved_weights_are_the_averaged_ones(blob_dir, tmp_path):
-    output_dir = tmp_path / "run"
-    run_classification.main(
-        flags(blob_dir, output_dir, ema_decay=0.9, save_strategy="steps", save_steps=6, final_evaluation=False)
-    )
-    saved = load_file(output_dir / "model.safetensors")
-    averaged = load_file(output_dir / "checkpoint-6" / "ema.safetensors")
-    raw = load_file(output_dir / "checkpoint-6" / "model.safetensors")
-    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
-    assert not torch.equal(raw["classifier.weight"], saved["classifier.weight"])
-
-
-@SCRIPTS
-def test_two_processes_equal_one_with_the_same_global_batch(blob_dir, tmp_path, script):
-    shared = {"max_steps": 20, "do_eval": None, "final_evaluation": False, "dataloader_drop_last": True}
-    two = flags(blob_dir, tmp_path / "two", per_device_train_batch_size=8, **shared)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        script.__file__,
-    ]
-    subprocess.run([*torchrun, script.__file__, *two], env=environment(), check=True, capture_output=True, timeout=300)
-    script.main(flags(blob_dir, tmp_path / "one", per_device_train_batch_size=16, **shared))
-    assert len(losses(tmp_path / "one")) == 20
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-
-
-KILLED = """
-import importlib, os, signal, sys
-from focusvit_hf import FocusViTForImageClassification
-
-steps, forward = 0, FocusViTForImageClassification.forward
-
-def counted(self, *args, **kwargs):
-    global steps
-    steps += 1
-    if steps == KILLED_AT:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return forward(self, *args, **kwargs)
-
-FocusViTForImageClassification.forward = counted
-importlib.import_module(sys.argv[1]).main(sys.argv[2:])
-"""
-
-
-@SCRIPTS
-def test_killed_and_resumed_ends_as_uninterrupted(blob_dir, tmp_path, script):
-    shared = {
-        "max_steps": 12,
-        "full_determinism": True,
-        "ema_decay": 0.9,
-        "config": {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.1},
-        "augmentation": json.dumps({"crop": "pad", "mixup_alpha": 0.4, "cutmix_alpha": 1.0}),
-        "lr_scheduler_type": "cosine",
-        "save_strategy": "steps",
-        "save_steps": 5,
-        "do_eval": None,
-        "final_evaluation": False,
-    }
-
-    def start(output_dir: str, killed_at: int = 0) -> subprocess.Popen:
-        code = KILLED.replace("KILLED_AT", str(killed_at))
-        command = [sys.executable, "-c", code, script.__name__, *flags(blob_dir, tmp_path / output_dir, **shared)]
-        return subprocess.Popen(
-            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    uninterrupted, killed = start("whole"), start("killed", killed_at=8)
-    output = uninterrupted.communicate(timeout=300)[0]
-    assert uninterrupted.returncode == 0, output
-    output = killed.communicate(timeout=300)[0]
-    assert killed.returncode == -signal.SIGKILL, output
-    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-5"]
-    resumed = start("killed")
-    output = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, output
-
-    log = json.loads((tmp_path / "killed" / "training_log.json").read_text())
-    assert Path(log["resumed_from"]).name == "checkpoint-5"
-    assert len(losses(tmp_path / "whole")) == 12
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    for name in ("model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/ema.safetensors"):
-        whole, again = (load_file(tmp_path / run / name) for run in ("whole", "killed"))
-        assert whole.keys() == again.keys()
-        assert all(torch.equal(whole[key], again[key]) for key in whole), name
-
-
-def test_both_scripts_train_alike(blob_dir, tmp_path):
-    """The same pictures in the same order, the same losses: what one writes the other would have written."""
-    shared = {"max_steps": 10, "do_eval": None, "final_evaluation": False, "gradient_accumulation_steps": 2}
-    augmentation = json.dumps({"crop": "pad", "mixup_alpha": 0.4})
-    for script in (run_classification, run_classification_no_trainer):
-        script.main(flags(blob_dir, tmp_path / script.__name__, augmentation=augmentation, **shared))
-    first, second = (losses(tmp_path / name) for name in ("run_classification", "run_classification_no_trainer"))
-    assert first == pytest.approx(second, abs=1e-4)
-
-
-def disk_full(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    ("script", "writer"),
-    [
-        (run_classification, "transformers.PreTrainedModel.save_pretrained"),
-        (run_classification, "torch.save"),
-        (run_classification, "focusvit_hf.training.save_file"),
-        (run_classification, "transformers.TrainerState.save_to_json"),
-        (run_classification_no_trainer, "accelerate.Accelerator.save_state"),
-        (run_classification_no_trainer, "focusvit_hf.training.save_file"),
-        (run_classification_no_trainer, "run_classification_no_trainer.write_json"),
-    ],
-)
-def test_a_full_disk_leaves_the_old_checkpoint(blob_dir, tmp_path, monkeypatch, script, writer):
-    output_dir = tmp_path / "run"
-    command = flags(
-        blob_dir, output_dir, max_steps=4, ema_decay=0.9, save_strategy="steps", save_steps=2, save_total_limit=1
-    )
-    script.main([*command, "--final_evaluation", "False"])
-    longer = [*command, "--max_steps", "6"]
-    before = {path.name: path.read_bytes() for path in (output_dir / "checkpoint-4").iterdir()}
-    with monkeypatch.context() as full:
-        full.setattr(writer, disk_full)
-        with pytest.raises(OSError, match="No space left") as caught:
-            script.main(longer)
-    assert any("older ones are untouched" in note for note in caught.value.__notes__)
-    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert {path.name: path.read_bytes() for path in (output_dir / "checkpoint-4").iterdir()} == before
-    assert not (output_dir / ".incomplete").exists()
-    script.main(longer)
-    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-6"]
-
-
-@SCRIPTS
-def test_a_full_disk_at_the_end_leaves_the_old_model(blob_dir, tmp_path, monkeypatch, script):
-    output_dir = tmp_path / "run"
-    command = flags(blob_dir, output_dir, max_steps=2, final_evaluation=False)
-    script.main(command)
-    before = {path.name: path.read_bytes() for path in output_dir.iterdir() if path.is_file()}
-    monkeypatch.setattr("focusvit_hf.FocusViTImageProcessor.save_pretrained", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        script.main([*command, "--overwrite_output_dir", "--seed", "1"])
-    model = "model.safetensors"
-    assert (output_dir / model).read_bytes() == before[model]
-    assert not (output_dir / ".incomplete").exists()
-
-
-def test_a_folder_with_other_files_is_refused(blob_dir, tmp_path):
-    output_dir = tmp_path / "run"
-    output_dir.mkdir()
-    (output_dir / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="expected an empty output_dir"):
-        run_classification.main(flags(blob_dir, output_dir))
-    with pytest.raises(ValueError, match="expected a checkpoint"):
-        run_classification.main(flags(blob_dir, output_dir, resume_from_checkpoint="True"))
-    with pytest.raises(ValueError, match="expected a checkpoint"):
-        run_classification.main(flags(blob_dir, output_dir, resume_from_checkpoint=str(tmp_path / "nowhere")))
-    assert [path.name for path in output_dir.iterdir()] == ["thesis.txt"]
-
-
-def test_resuming_another_model_is_refused(blob_dir, tmp_path):
-    output_dir = tmp_path / "run"
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "final_evaluation": False}
-    run_classification.main(flags(blob_dir, output_dir, **saving))
-    with pytest.raises(ValueError, match="num_latents"):
-        run_classification.main(flags(blob_dir, output_dir, config={"num_latents": 3}, **saving))
-
-
-def test_the_test_split_is_not_chosen_on(blob_dir, tmp_path):
-    best = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True, "max_steps": 4}
-    best |= {"eval_steps": 2, "save_steps": 2, "ema_decay": 0.9, "save_total_limit": 1}
-    with pytest.raises(ValueError, match="not to be chosen on"):
-        run_classification.main(flags(blob_dir, tmp_path / "run", **best))
-    output_dir = tmp_path / "held_out"
-    figures = run_classification.main(flags(blob_dir, output_dir, train_val_split=0.3, **best))
-    assert "test_accuracy" in figures
-    state = json.loads((output_dir / "trainer_state.json").read_text())
-    assert Path(state["best_model_checkpoint"]).is_dir()
-    assert Path(state["best_model_checkpoint"]).parent == output_dir
-    averaged = load_file(Path(state["best_model_checkpoint"]) / "ema.safetensors")
-    saved = load_file(output_dir / "model.safetensors")
-    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
 
 
 def parquet(folder: Path, columns: dict, features: Features, split: str = "train") -> Path:
@@ -557,6 +250,18 @@ def test_integer_and_text_labels_become_classes(tmp_path):
     assert list(split["label"]) == [1, 0, 1, 2]
 
 
+def test_a_part_of_the_pictures_is_drawn_from_all_of_them(blob_dir, tmp_path):
+    limits = ["--max_train_samples", "12", "--max_eval_samples", "5"]
+    model_args, data_args, _ = training_arguments.parse_arguments(
+        ["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path), *limits]
+    )
+    splits = training_data.load_pictures(data_args, model_args, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 12, "test": 5}
+    assert [label % 3 for label in range(12)] != list(splits["train"]["label"])
+    again = training_data.load_pictures(data_args, model_args, seed=0)
+    assert list(again["train"]["label"]) == list(splits["train"]["label"])
+
+
 def test_decoded_once_equals_decoded_each_time(blob_dir, tmp_path):
     model_args, data_args, _ = training_arguments.parse_arguments(
         ["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path)]
@@ -569,11 +274,3 @@ def test_decoded_once_equals_decoded_each_time(blob_dir, tmp_path):
     for expected, row in zip(plain.__getitems__([3, 131, 0]), decoded.__getitems__([3, 131, 0]), strict=True):
         assert np.array_equal(np.asarray(expected["image"]), row["image"])
         assert (expected["label"], expected["index"]) == (row["label"], row["index"])
-
-
-def test_a_processor_that_disagrees_with_the_model_is_refused(blob_dir, tmp_path):
-    other = FocusViTConfig(image_size=32, patch_size=4, num_superpixels=4, superpixel_cell_size=2)
-    focusvit_hf.FocusViTImageProcessor.from_model_config(other).save_pretrained(tmp_path / "processor")
-    other.save_pretrained(tmp_path / "processor")
-    with pytest.raises(ValueError, match="num_superpixels"):
-        run_classification.main(flags(blob_dir, tmp_path / "run", image_processor_name=str(tmp_path / "processor")))

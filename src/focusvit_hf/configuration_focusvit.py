@@ -157,6 +157,13 @@ class FocusViTConfig(PreTrainedConfig):
         self._check_sizes()
         self.validate_layer_type()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class, but fields given beside the dictionary are checked like those in it."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        given = {name: kwargs.pop(name) for name in own if name in kwargs}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
     def _refuse_misspelt(self, kwargs: dict) -> None:
         known = [field.name for field in fields(self)] + ["num_labels"]
         for key in kwargs:

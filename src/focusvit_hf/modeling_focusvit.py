@@ -205,10 +205,12 @@ class FocusViTModel(FocusViTPreTrainedModel):
         """b = log(K·area) on the columns of the tokens: `(batch_size or 1, 1, 1, K)`. None when switched off."""
         if not self.config.attention_area_bias:
             return None
-        if "flash" in str(self.config._attn_implementation):
+        implementation = str(self.config._attn_implementation)
+        # Flash attention takes no such mask, and flex attention's kernel for CPUs crashes on one.
+        if "flash" in implementation or "flex" in implementation:
             raise ValueError(
-                "Expected attn_implementation 'eager', 'sdpa' or 'flex_attention' with attention_area_bias=True, which "
-                f"is a mask, got {self.config._attn_implementation!r}."
+                "Expected attn_implementation 'eager' or 'sdpa' with attention_area_bias=True, which is a mask, "
+                f"got {implementation!r}."
             )
         lowest = torch.finfo(dtype).min
         return (area * area.shape[1]).log().clamp(min=lowest).to(dtype)[:, None, None, :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import load_fsdp_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -59,6 +61,12 @@ def soft_cross_entropy(
         )
     target = labels.float() if soft else labels
     return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def require_finite(loss: float, step: int) -> None:
+    """ValueError where training has diverged."""
+    if not math.isfinite(loss):
+        raise ValueError(f"expected a finite loss, got {loss} at step {step}; a lower --learning_rate may help")
 
 
 class SeededCollator:
@@ -264,19 +272,26 @@ class FocusViTTrainer(Trainer):
         return [name for name, parameter in model.named_parameters() if not no_decay(name, parameter)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As in the base class, with `eval_collator`."""
-        training_collator = self.data_collator
+        """As in the base class, with `eval_collator`, and every picture."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        # The base class would also leave out the last pictures of the evaluation.
+        self.args.dataloader_drop_last = False
         if self.eval_collator is not None:
             self.data_collator = self.eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class, with the averaged weights where there are any."""
         with self._averaged():
             return super().evaluation_loop(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in the base class; ValueError for a loss that is not finite, before such weights replace a checkpoint."""
+        require_finite(logs.get("loss", 0.0), self.state.global_step)
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -304,15 +319,16 @@ class FocusViTTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not path.is_file():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         # The base class only warns of missing tensors, and its reading of config.json refuses our layer types.
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            load_fsdp_model(plugin, self.accelerator, model, str(folder))
+            return
         try:
-            (model or self._plain_model).load_state_dict(load_file(path))
-        except RuntimeError as error:
-            raise ValueError(f"expected the weights of this model in {path}, got: {error}") from error
+            (model or self._plain_model).load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"expected the weights of this model in {folder}, got: {error}") from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

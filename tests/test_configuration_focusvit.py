@@ -1,0 +1,246 @@
+"""Fields of the configuration: defaults, what follows from them, what is refused, and what survives saving."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from focusvit_hf import FocusViTConfig
+
+
+def test_defaults():
+    config = FocusViTConfig()
+    expected = {
+        "image_size": 224,
+        "patch_size": 16,
+        "num_channels": 3,
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "qkv_bias": True,
+        "embedding_type": "conv",
+        "patch_pooling": "superpixel",
+        "num_superpixels": 49,
+        "superpixel_compactness": 10.0,
+        "superpixel_iterations": 5,
+        "superpixel_cell_size": None,
+        "superpixel_method": "torch",
+        "superpixel_assignment": "soft",
+        "position_embedding_type": "dynamic",
+        "layer_types": ["latent_attention"] * 12,
+        "num_latents": 16,
+        "attention_area_bias": False,
+        "classifier_pooling": "cls",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.model_type == "focusvit"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cell", "tokens", "size"),
+    [
+        ({}, 4, 49, (224, 224)),
+        ({"patch_size": 14}, 2, 49, (224, 224)),
+        ({"patch_size": 8, "superpixel_cell_size": 8}, 8, 49, (224, 224)),
+        ({"image_size": [64, 96], "num_superpixels": 24}, 4, 24, (64, 96)),
+        ({"image_size": (64, 96), "num_superpixels": (3, 5)}, 4, 15, (64, 96)),
+        ({"patch_pooling": "none"}, 4, 196, (224, 224)),
+        ({"patch_pooling": "grid", "num_superpixels": [2, 3]}, 4, 6, (224, 224)),
+    ],
+)
+def test_what_follows_from_the_fields(overrides, cell, tokens, size):
+    config = FocusViTConfig(**overrides)
+    assert config.cell_size == cell
+    assert config.num_tokens == tokens
+    assert config.image_height_and_width == size
+
+
+def test_a_dense_model_need_not_fit_k():
+    # One patch of 4 x 4 cells: 49 superpixels do not fit, but nobody asks for them.
+    config = FocusViTConfig(image_size=16, patch_pooling="none")
+    assert config.num_tokens == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_statistics_are_one_number_or_one_a_channel(channels):
+    assert FocusViTConfig(num_channels=channels).image_mean == [0.5] * channels
+    assert FocusViTConfig(num_channels=channels, image_std=1).image_std == [1.0] * channels
+    listed = [0.1 * (index + 1) for index in range(channels)]
+    assert FocusViTConfig(num_channels=channels, image_mean=tuple(listed)).image_mean == listed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"embedding_type": "linear"}, r"embedding_type to be one of \('conv', 'patch'\), got 'linear'"),
+        ({"patch_pooling": "mean"}, "patch_pooling to be one of .*, got 'mean'"),
+        ({"superpixel_method": "opencv"}, "superpixel_method to be one of .*, got 'opencv'"),
+        ({"superpixel_assignment": "SOFT"}, "superpixel_assignment to be one of .*, got 'SOFT'"),
+        ({"position_embedding_type": "rope"}, "position_embedding_type to be one of .*, got 'rope'"),
+        ({"classifier_pooling": "mean"}, "classifier_pooling to be one of .*, got 'mean'"),
+        ({"hidden_act": "gleu"}, "hidden_act to be one of .*, got 'gleu'"),
+        ({"patch_size": 0}, "patch_size > 0, got 0"),
+        ({"num_channels": -3}, "num_channels > 0, got -3"),
+        ({"hidden_size": 0}, "hidden_size > 0, got 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers > 0, got 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads > 0, got 0"),
+        ({"intermediate_size": -1}, "intermediate_size > 0, got -1"),
+        ({"superpixel_iterations": 0}, "superpixel_iterations > 0, got 0"),
+        ({"superpixel_compactness": 0.0}, "superpixel_compactness > 0, got 0.0"),
+        ({"superpixel_compactness": float("nan")}, "superpixel_compactness > 0, got nan"),
+        ({"superpixel_compactness": float("inf")}, "superpixel_compactness > 0, got inf"),
+        ({"stem_channels": 0}, "stem_channels > 0, got 0"),
+        ({"num_latents": 0}, "num_latents > 0, got 0"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps > 0, got 0.0"),
+        ({"initializer_range": -0.1}, "initializer_range >= 0, got -0.1"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob in \[0, 1\), got 1.0"),
+        ({"attention_probs_dropout_prob": -0.1}, r"attention_probs_dropout_prob in \[0, 1\), got -0.1"),
+        ({"drop_path_rate": float("nan")}, r"drop_path_rate in \[0, 1\), got nan"),
+        ({"image_mean": [0.5]}, r"image_mean with one finite value for each of the 3 channels, got \[0.5\]"),
+        ({"image_std": [0.5] * 4}, "image_std with one finite value for each of the 3 channels"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean with one finite value"),
+        ({"image_std": [0.5, 0.0, 0.5]}, r"image_std > 0, got \[0.5, 0.0, 0.5\]"),
+        ({"hidden_size": 200}, "hidden_size that num_attention_heads=3 divides, got 200"),
+        ({"image_size": 225}, "image_size that patch_size=16 divides, got 225"),
+        ({"image_size": 0}, "image_size that patch_size=16 divides, got 0"),
+        ({"image_size": [224, 200]}, r"image_size that patch_size=16 divides, got \[224, 200\]"),
+        ({"image_size": [224, 224, 3]}, r"image_size as one number or \(height, width\)"),
+        ({"superpixel_cell_size": 3}, "superpixel_cell_size that divides patch_size=16, got 3"),
+        ({"superpixel_cell_size": 32}, "superpixel_cell_size that divides patch_size=16, got 32"),
+        ({"superpixel_cell_size": 0}, "superpixel_cell_size >= 1, got 0"),
+        ({"num_superpixels": 47}, "got 47; the nearest that can is 48"),
+        ({"num_superpixels": 10**9}, "the nearest that can is 3136"),
+        ({"num_superpixels": [57, 1]}, r"picture's \(56, 56\) cells, got \(57, 1\)"),
+        ({"num_superpixels": [7]}, r"num_superpixels as K or \(rows, columns\), got \[7\]"),
+        ({"layer_types": ["full_attention"] * 11}, "12 layer_types, one for each layer, got 11"),
+        ({"layer_types": ["full_attention"] * 11 + ["window"]}, r"layer_types from .*, got \['window'\]"),
+    ],
+)
+def test_bad_values_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=f"Expected .*{message}") as caught:
+        FocusViTConfig(**overrides)
+    # Not the library's error for types, which is no help with a value.
+    assert not isinstance(caught.value, StrictDataclassError)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"hidden_size": "192"},
+        {"hidden_size": 192.0},
+        {"num_latents": True},
+        {"qkv_bias": "yes"},
+        {"num_superpixels": 49.0},
+        {"num_superpixels": "7x7"},
+        {"layer_types": "full_attention"},
+        {"layer_types": [1] * 12},
+        {"image_mean": "0.5"},
+        {"superpixel_cell_size": 4.0},
+        {"embedding_type": None},
+    ],
+)
+def test_wrong_types_are_refused(overrides):
+    with pytest.raises(StrictDataclassError, match=next(iter(overrides))):
+        FocusViTConfig(**overrides)
+
+
+def test_a_field_is_checked_when_it_is_set_later():
+    config = FocusViTConfig()
+    with pytest.raises(StrictDataclassError):
+        config.num_latents = "16"
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("num_superpixel", "num_superpixels"),
+        ("numsuperpixels", "num_superpixels"),
+        ("superpixels_compactness", "superpixel_compactness"),
+        ("hidden_dropout", "hidden_dropout_prob"),
+        ("layer_type", "layer_types"),
+        ("image_sizes", "image_size"),
+        ("num_latent", "num_latents"),
+        ("num_label", "num_labels"),
+    ],
+)
+def test_a_misspelt_field_is_refused(key, near):
+    with pytest.raises(ValueError, match=f"'{key}': expected '{near}'"):
+        FocusViTConfig(**{key: 4})
+
+
+def test_unknown_keys_are_kept(tmp_path):
+    later = {"token_router": {"depth": 2}, "auto_map": {"AutoModel": "modeling_focusvit.FocusViTModel"}}
+    FocusViTConfig(**later).save_pretrained(tmp_path)
+    config = FocusViTConfig.from_pretrained(tmp_path)
+    assert config.token_router == {"depth": 2}
+    assert config.auto_map == later["auto_map"]
+
+
+def test_keys_of_every_configuration_are_taken(tmp_path):
+    options = {
+        "id2label": {0: "cat", 1: "dog"},
+        "label2id": {"cat": 0, "dog": 1},
+        "problem_type": "single_label_classification",
+        "output_hidden_states": True,
+        "torch_dtype": "float32",
+        "attn_implementation": "eager",
+        "architectures": ["FocusViTModel"],
+    }
+    config = FocusViTConfig(**options)
+    assert config.num_labels == 2
+    assert FocusViTConfig(num_labels=7).num_labels == 7
+    config.save_pretrained(tmp_path)
+    assert FocusViTConfig.from_pretrained(tmp_path).id2label == {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_superpixels": (6, 8), "image_size": (192, 256), "superpixel_cell_size": 8, "hidden_act": "relu"},
+        {"num_hidden_layers": 3, "layer_types": ["full_attention", "latent_attention", "full_attention"]},
+        {"num_channels": 1, "image_mean": 0.3, "image_std": [0.2], "superpixel_compactness": 20},
+    ],
+)
+def test_saving_and_loading(tmp_path, overrides):
+    config = FocusViTConfig(**overrides)
+    config.save_pretrained(tmp_path)
+    loaded = FocusViTConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict() | {"transformers_version": loaded.transformers_version}
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model_type"] == "focusvit"
+    assert stored["layer_types"] == config.layer_types
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    assert (again / "config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
+def test_fields_can_be_overridden_while_loading(tmp_path):
+    FocusViTConfig().save_pretrained(tmp_path)
+    overrides = {"num_superpixels": (6, 6), "drop_path_rate": 0.1, "num_labels": 3}
+    config = FocusViTConfig.from_pretrained(tmp_path, **overrides)
+    assert (config.num_superpixels, config.drop_path_rate, config.num_labels) == ([6, 6], 0.1, 3)
+    config, unused = FocusViTConfig.from_pretrained(tmp_path, num_latents=8, colour=1, return_unused_kwargs=True)
+    assert config.num_latents == 8
+    assert unused == {"colour": 1}
+    with pytest.raises(ValueError, match="nearest that can is 48"):
+        FocusViTConfig.from_pretrained(tmp_path, num_superpixels=47)
+    with pytest.raises(ValueError, match="Expected 4 layer_types, one for each layer, got 12"):
+        FocusViTConfig.from_pretrained(tmp_path, num_hidden_layers=4)
+
+
+def test_configurations_do_not_share_their_lists():
+    first, second = FocusViTConfig(), FocusViTConfig()
+    first.layer_types.append("full_attention")
+    first.image_mean[0] = 0.0
+    assert len(second.layer_types) == 12
+    assert second.image_mean == [0.5] * 3
