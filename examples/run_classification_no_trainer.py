@@ -30,17 +30,16 @@ from tqdm.auto import tqdm
 from transformers import Trainer, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
+from focusvit_hf.files import read_json, write_json
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import (
     STAGING_FOLDER,
     ExponentialMovingAverage,
     discarded_on_error,
     parameter_groups,
-    read_json,
     replace_files,
     require_finite,
     soft_cross_entropy,
-    write_json,
 )
 from training_arguments import TrainingArguments, json_object, parse_arguments, prepare_output_dir
 from training_setup import Setup, finish, set_up

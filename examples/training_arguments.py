@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from focusvit_hf.training import read_json
+from focusvit_hf.files import read_json
 
 
 @dataclass

@@ -27,8 +27,9 @@ from transformers import (
 import focusvit_hf
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.augmentation import AugmentationConfig, FocusViTDataCollator
+from focusvit_hf.files import read_json, write_json
 from focusvit_hf.metrics import RankedImageClassificationEvaluator, TopKAccuracy
-from focusvit_hf.training import SeededCollator, read_json, write_json
+from focusvit_hf.training import SeededCollator
 from training_arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from training_data import as_rows, class_names, load_pictures
 

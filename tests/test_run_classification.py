@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 import focusvit_hf
-from blobs import NAMES, ROOT, blob, environment, flags, losses, write_blobs
+from blobs import NAMES, ROOT, blob, environment, flags, losses, run_on_two_processes, write_blobs
 from focusvit_hf import FocusViTConfig
 
 
@@ -89,8 +89,7 @@ def test_the_saved_weights_are_the_averaged_ones(blob_dir, tmp_path):
 def test_two_processes_equal_one_with_the_same_global_batch(blob_dir, tmp_path, script):
     shared = {"max_steps": 20, "do_eval": None, "final_evaluation": False, "dataloader_drop_last": True}
     two = flags(blob_dir, tmp_path / "two", per_device_train_batch_size=8, **shared)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*torchrun, script.__file__, *two], env=environment(), check=True, capture_output=True, timeout=300)
+    run_on_two_processes(script.__file__, two)
     script.main(flags(blob_dir, tmp_path / "one", per_device_train_batch_size=16, **shared))
     assert len(losses(tmp_path / "one")) == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
@@ -104,17 +103,10 @@ def test_fsdp_on_two_processes_equals_one(blob_dir, tmp_path):
     shared = {"max_steps": 6, "final_evaluation": False, "dataloader_drop_last": True, "save_strategy": "steps"}
     code = tmp_path / "fsdp.py"
     code.write_text(FSDP_ON_CPU)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(code)]
     for steps in (3, 6):
         changes = {**shared, "save_steps": 3, "max_steps": steps, "lr_scheduler_type": "constant"}
         command = flags(blob_dir, tmp_path / "two", per_device_train_batch_size=8, **changes)
-        subprocess.run(
-            [*torchrun, *command],
-            env={**environment(), **variables, "ACCELERATE_USE_FSDP": "true"},
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        run_on_two_processes(code, command, **variables, ACCELERATE_USE_FSDP="true")
     one = flags(blob_dir, tmp_path / "one", per_device_train_batch_size=16, **changes)
     run_classification_no_trainer.main(one)
     assert len(losses(tmp_path / "one")) == 6

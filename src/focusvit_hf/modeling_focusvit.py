@@ -15,8 +15,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_focusvit import FocusViTConfig
 from .latent_attention import FocusViTAttention
 from .superpixel_pooling import (
-    FocusViTConvEmbedding,
-    FocusViTDynamicPosition,
     FocusViTEmbeddings,
     FocusViTLearnedPosition,
 )
@@ -103,20 +101,15 @@ class FocusViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, FocusViTConvEmbedding):
-            # The stem is no residual branch: its convolutions have to keep the variance of the picture.
-            for layer in (module.cells, module.mixing):
-                init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            init.lecun_normal_(module.position.weight)
-        elif isinstance(module, FocusViTDynamicPosition):
-            init.lecun_normal_(module.fc1.weight)
-            init.lecun_normal_(module.fc2.weight)
+        if getattr(module, "keeps_variance", False):
+            if isinstance(module, nn.Conv2d):
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                init.lecun_normal_(module.weight)
         elif isinstance(module, FocusViTLearnedPosition):
             init.trunc_normal_(module.table, std=std)
         elif isinstance(module, FocusViTEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
-            if module.uses_cells:
-                init.lecun_normal_(module.projection.weight)
         elif isinstance(module, FocusViTModel) and hasattr(module, "latents"):
             init.trunc_normal_(module.latents, std=std)
 

@@ -1,6 +1,7 @@
 """SPPP, superpixel patch pooling: units of an image, pooled over regions to tokens, and the tokens' positions."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,6 +98,16 @@ def harden(weights: torch.Tensor, shapes: torch.Tensor, grid: tuple[int, int]) -
     return torch.where(hard.sum(dim=2, keepdim=True) > 0, hard, weights)
 
 
+def keep_variance(*layers: Any) -> None:
+    """
+    Marks layers that are no residual branches: their initial weights have to keep the variance of their input.
+
+    The mark is on the layers since a model initialises none of its modules that own no parameter themselves.
+    """
+    for layer in layers:
+        layer.keeps_variance = True
+
+
 class FocusViTConvEmbedding(nn.Module):
     """
     Cells of a convolutional stem: strided convolution to cells, GELU, 3 x 3 convolution, position of the cell, GELU.
@@ -111,6 +122,7 @@ class FocusViTConvEmbedding(nn.Module):
         self.mixing = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.position = nn.Linear(4 * _POSITION_BANDS, channels)
         self.activation = nn.GELU()
+        keep_variance(self.cells, self.mixing, self.position)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         cells = self.mixing(self.activation(self.cells(pixel_values)))
@@ -148,6 +160,7 @@ class FocusViTDynamicPosition(nn.Module):
         self.fc1 = nn.Linear(4 * _POSITION_BANDS + 3, config.hidden_size)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+        keep_variance(self.fc1, self.fc2)
 
     def forward(self, shapes: torch.Tensor) -> torch.Tensor:
         extent = shapes[..., 2:].clamp(min=_SMALLEST_AREA).log()
@@ -191,6 +204,7 @@ class FocusViTEmbeddings(nn.Module):
         if self.uses_cells:
             self.units: nn.Module = FocusViTConvEmbedding(config)
             self.projection: nn.Module = nn.Linear(2 * config.stem_channels, config.hidden_size)
+            keep_variance(self.projection)
         else:
             self.units = FocusViTPatchEmbedding(config)
             self.projection = nn.Identity()

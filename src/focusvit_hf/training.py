@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -407,29 +406,3 @@ def replace_files(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         os.replace(path, target / path.name)
     source.rmdir()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` as JSON; a file that is there is replaced in one step, or kept where writing fails."""
-    staging = path.with_name(f"{path.name}.incomplete")
-    try:
-        staging.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Reads a JSON object.
-
-    Raises:
-        ValueError: If the file does not hold one, with the reason.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {path}, got: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
