@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, FocusViTModel
+from focusvit_hf.superpixels import geometry
 
 
 FULL, LATENT = "full_attention", "latent_attention"
@@ -99,7 +100,7 @@ def test_half_precision_weights_run_in_float32_where_the_configuration_says_so(t
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
-def test_a_missing_tensor_and_a_strange_one_are_reported(tiny_model, tmp_path, caplog):
+def test_a_missing_tensor_and_a_strange_one_are_reported(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
@@ -144,8 +145,30 @@ def test_initializer_range_scales_what_lies_on_the_stream(tiny_config):
         assert 6 < ratio < 16, name
 
 
-def test_tokens_of_a_new_model_are_of_the_size_of_one(tiny_model, pixels):
-    model = tiny_model(initializer_range=0.02)
+def test_the_stem_keeps_the_variance_of_the_picture(tiny_config, photographs):
+    torch.manual_seed(0)
+    options = {"image_size": 224, "patch_size": 16, "num_superpixels": 49, "hidden_size": 64, "stem_channels": 32}
+    model = FocusViTModel(tiny_config(**options, initializer_range=0.02))
+    embeddings = model.embeddings
+    stem = embeddings.units
+    for layer in (stem.cells, stem.mixing, stem.position, embeddings.projection, embeddings.position.fc1):
+        gain = layer.weight.std() * layer.weight[0].numel() ** 0.5
+        assert 0.8 < gain < 1.6
+    pixels = photographs.float() / 127.5 - 1
+    ids = model.compute_superpixel_ids(pixels)
     with torch.no_grad():
-        _, tokens, _ = model.focusvit.embeddings(pixels, model.focusvit.compute_superpixel_ids(pixels))
-    assert 0.1 < tokens.std() < 3
+        _, tokens, _ = embeddings(pixels, ids)
+        positions = embeddings.position(geometry(ids, 49))
+    # Tokens differ by what they show, and where they lie is small beside it.
+    assert 0.1 < tokens.std(dim=1).mean() < 2
+    assert positions.std(dim=1).mean() < 0.5 * tokens.std(dim=1).mean()
+
+
+def test_a_missing_layer_of_the_stem_starts_as_in_a_new_model(tiny_model, tmp_path):
+    tiny_model(initializer_range=0.02).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    del weights["focusvit.embeddings.units.cells.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    loaded = FocusViTForImageClassification.from_pretrained(tmp_path)
+    assert loaded.focusvit.embeddings.units.cells.weight.std() > 0.2

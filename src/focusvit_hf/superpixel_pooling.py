@@ -160,7 +160,8 @@ class FocusViTDynamicPosition(nn.Module):
         self.fc1 = nn.Linear(4 * _POSITION_BANDS + 3, config.hidden_size)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
-        keep_variance(self.fc1, self.fc2)
+        # Not the second layer: like the table of a ViT, the position starts small beside the token it is added to.
+        keep_variance(self.fc1)
 
     def forward(self, shapes: torch.Tensor) -> torch.Tensor:
         extent = shapes[..., 2:].clamp(min=_SMALLEST_AREA).log()
