@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 
 from blobs import NAMES, ROOT, TINY, blob, flags, write_blobs
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.files import write_json
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import (
     ExponentialMovingAverage,
@@ -20,7 +21,6 @@ from focusvit_hf.training import (
     SeededCollator,
     no_decay,
     soft_cross_entropy,
-    write_json,
 )
 
 
