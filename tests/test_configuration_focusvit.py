@@ -4,6 +4,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from focusvit_hf import FocusViTConfig
 
@@ -244,3 +245,8 @@ def test_configurations_do_not_share_their_lists():
     first.image_mean[0] = 0.0
     assert len(second.layer_types) == 12
     assert second.image_mean == [0.5] * 3
+
+
+def test_the_base_class_reads_it_as_trainer_does_to_resume(tmp_path):
+    FocusViTConfig(num_hidden_layers=2, layer_types=["full_attention", "latent_attention"]).save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_json_file(tmp_path / "config.json").layer_types[1] == "latent_attention"

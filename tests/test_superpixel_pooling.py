@@ -298,3 +298,20 @@ def test_regions_of_the_controls(tiny_config):
     assert torch.equal(grid.region_ids((16, 16), (4, 4), torch.device("cpu"))[0], tile_ids((3, 3), 16, 16))
     dense = FocusViTEmbeddings(tiny_config(patch_pooling="none"))
     assert torch.equal(dense.region_ids((16, 24), (4, 6), torch.device("cpu"))[0], tile_ids((4, 6), 16, 24))
+
+
+def test_gradients_of_compiled_pooling_are_those_of_eager_in_bfloat16():
+    weights = weights_of(random_ids(2, 4, 4), (4, 4), 5)
+
+    def pool(units):
+        # Fused with the pooling, a kernel goes on with the activation's unrounded float32 values.
+        return pool_units(torch.nn.functional.gelu(units), weights, with_maximum=True)
+
+    def gradient(function):
+        units = (torch.arange(64.0).sin().view(2, 16, 2) * 3).bfloat16().requires_grad_()
+        function(units).float().square().sum().backward()
+        return units.grad
+
+    expected = gradient(pool)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(gradient(torch.compile(pool)), expected, atol=0.1, rtol=0.1)

@@ -7,13 +7,18 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
 from .superpixels import default_cell_size, superpixel_layout
 
 
 LAYER_TYPES = ("full_attention", "latent_attention")
+# Before it resumes, Trainer reads a checkpoint's config.json through the base class, which knows the library's own kinds
+# of layers only and offers no registration.
+configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
+    dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
+)
 _CHOICES = {
     "embedding_type": ("conv", "patch"),
     "patch_pooling": ("superpixel", "grid", "none"),

@@ -61,7 +61,8 @@ def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = 
     with torch.autocast(units.device.type, enabled=False):
         pooled = torch.matmul(share, units.to(dtype)) / total.clamp(min=_SMALLEST_AREA).to(dtype)
         if with_maximum:
-            largest = units.amax(dim=1, keepdim=True)
+            # The shift cancels, and so do its gradients; compiled in bfloat16, those of amax can be 0 / 0.
+            largest = units.detach().amax(dim=1, keepdim=True)
             rates = (units - largest).to(dtype).mul_(_MAXIMUM_SHARPNESS).exp_()
             rates = torch.matmul(share, rates).float() / total.clamp(min=_SMALLEST_AREA)
             maximum = rates.clamp(min=_SMALLEST_RATE).log() / _MAXIMUM_SHARPNESS + largest.float()

@@ -318,7 +318,7 @@ class FocusViTTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The base class only warns of missing tensors, and its reading of config.json refuses our layer types.
+        # The base class only warns of missing tensors.
         folder = Path(resume_from_checkpoint)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
