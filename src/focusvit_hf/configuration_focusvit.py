@@ -14,9 +14,9 @@ from .superpixels import default_cell_size, superpixel_layout
 
 
 LAYER_TYPES = ("full_attention", "latent_attention")
-# Before it resumes, Trainer reads a checkpoint's config.json through the base class, which knows the library's own kinds
-# of layers only and offers no registration.
-configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
+# Before it resumes, Trainer reads a checkpoint's config.json through the base class, which knows the library's own
+# kinds of layers only and offers no registration.
+configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(  # type: ignore[assignment]
     dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
 )
 _CHOICES = {
