@@ -50,17 +50,19 @@ def default_cell_size(patch_size: int) -> int:
     return 1
 
 
-def _layouts(num_superpixels: int, height: int, width: int) -> list[tuple[float, int, int]]:
-    layouts = []
+def _squarest_layout(num_superpixels: int, height: int, width: int) -> tuple[int, int] | None:
+    """The (rows, columns) whose tiles are nearest to squares, None where no tiles have an aspect of at most 2."""
+    best, smallest = None, math.inf
+    # A plain loop: dynamo traces it for any size.
     for rows in range(1, min(num_superpixels, height) + 1):
         columns = num_superpixels // rows
         if rows * columns != num_superpixels or columns > width:
             continue
         aspect = (height * columns) / (rows * width)
         aspect = max(aspect, 1 / aspect)
-        if aspect <= _LARGEST_ASPECT:
-            layouts.append((aspect, rows, columns))
-    return layouts
+        if aspect <= _LARGEST_ASPECT and aspect < smallest:
+            best, smallest = (rows, columns), aspect
+    return best
 
 
 def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
@@ -90,12 +92,11 @@ def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: 
         return rows, columns
     if num_superpixels < 1:
         raise ValueError(f"Expected at least one superpixel, got num_superpixels={num_superpixels}.")
-    layouts = _layouts(num_superpixels, height, width)
-    if layouts:
-        _, rows, columns = min(layouts)
-        return rows, columns
+    layout = _squarest_layout(num_superpixels, height, width)
+    if layout is not None:
+        return layout
     candidates = sorted(range(1, height * width + 1), key=lambda k: (abs(k - num_superpixels), k))
-    nearest = next((k for k in candidates if _layouts(k, height, width)), None)
+    nearest = next((k for k in candidates if _squarest_layout(k, height, width)), None)
     hint = "none can" if nearest is None else f"the nearest that can is {nearest}"
     raise ValueError(
         f"Expected num_superpixels to factor into tiles of an aspect of at most 2 on {height} x {width} cells, "
