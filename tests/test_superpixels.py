@@ -203,8 +203,8 @@ def test_tables_made_in_inference_mode_serve_later_training(photographs):
 def test_slic_compiles_to_one_graph_for_any_size(photographs):
     torch.compiler.reset()
     compiled = torch.compile(slic, fullgraph=True, backend="eager")
-    # With the second size, sizes become symbols. In the third, tiles are unequal.
-    for height, width in ((64, 64), (128, 64), (96, 72)):
+    # With the second size, sizes become symbols, and its tiles are unequal.
+    for height, width in ((64, 64), (96, 72)):
         images = photographs[:, :, 40 : 40 + height, 40 : 40 + width]
         assert torch.equal(compiled(images, 32), slic(images, 32))
 
