@@ -52,7 +52,7 @@ def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = 
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, K, C)`, or `(batch_size, K, 2 * C)` with the maximum. A region
-        without units gives zeros.
+        without units gives zeros. The maximum is floored 8.6 below the largest unit of its picture and channel.
     """
     # float16 is too narrow for the exponentials.
     dtype = torch.float32 if units.dtype == torch.float16 else units.dtype
