@@ -1,4 +1,4 @@
-"""CIELAB colours of cells in whole numbers, so that arithmetic on them is exact."""
+"""From normalised pixels to 8-bit levels, and to CIELAB colours in whole numbers, so that arithmetic is exact."""
 
 import torch
 from torch import nn
@@ -29,6 +29,24 @@ def _lab_curve_table() -> torch.Tensor:
 
 _LINEAR_LIGHT = _linear_light_table()
 _LAB_CURVE = _lab_curve_table()
+
+
+def grey_levels(pixel_values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, white: float = 1.0) -> torch.Tensor:
+    """
+    Undoes a normalisation. Model and processor share it, so that both round the same numbers to the same levels.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): (rescaled - mean) / std.
+        mean, std (`torch.FloatTensor` that broadcast to `pixel_values`): Of the normalisation, in float32.
+        white (`float`, *optional*, defaults to 1.0): Value of white in the rescaled picture.
+
+    Returns:
+        `torch.FloatTensor` like `pixel_values`: float32, in whole levels 0..255.
+    """
+    levels = (pixel_values.float() * (std * 255)).add_(mean * 255)
+    if white != 1.0:
+        levels.div_(white)
+    return levels.round_().clamp_(0, 255)
 
 
 def cell_lab(levels: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:

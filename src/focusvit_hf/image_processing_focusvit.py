@@ -25,6 +25,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
+from .cielab import grey_levels
 from .pictures import channels_first, check_area, decode, flat_pictures, from_array, from_pil, naming_picture, resize
 from .superpixels import default_cell_size, slic, superpixel_layout
 from .superpixels_skimage import skimage_slic_ids
@@ -408,8 +409,7 @@ class FocusViTImageProcessor(PilBackend):
             return {"pixel_values": pixel_values}
         levels = stack
         if stack.dtype != torch.uint8:
-            # The model's way back from pixel_values, step by step, so that both round the same numbers.
-            levels = (pixel_values * (std * 255)).add_(mean * 255).div_(white).round_().clamp_(0, 255).to(torch.uint8)
+            levels = grey_levels(pixel_values, mean, std, white).to(torch.uint8)
         return {"pixel_values": pixel_values, "superpixel_ids": self._superpixels(levels, **options)}
 
     def _superpixels(self, levels: torch.Tensor, **options: Any) -> torch.Tensor:

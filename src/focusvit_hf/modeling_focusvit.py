@@ -12,6 +12,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .cielab import grey_levels
 from .configuration_focusvit import FocusViTConfig
 from .latent_attention import FocusViTAttention
 from .superpixel_pooling import (
@@ -144,9 +145,9 @@ class FocusViTModel(FocusViTPreTrainedModel):
             `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
         """
         config, device = self.config, pixel_values.device
-        scale = torch.tensor(config.image_std, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
-        shift = torch.tensor(config.image_mean, dtype=torch.float32, device=device).view(-1, 1, 1) * 255
-        levels = (pixel_values.float() * scale).add_(shift).round_().clamp_(0, 255)
+        mean = torch.tensor(config.image_mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        std = torch.tensor(config.image_std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        levels = grey_levels(pixel_values, mean, std)
         # Superpixels see three channels: of more the first three, a single one thrice.
         levels = levels[:, :3] if config.num_channels >= 3 else levels[:, :1].expand(-1, 3, -1, -1)
         return slic_of_levels(
