@@ -14,8 +14,10 @@ from skimage.data import chelsea
 from transformers import ViTConfig, pipeline
 from transformers.utils import logging
 
-from focusvit_hf import FocusViTImageProcessor, cli
-from focusvit_hf.cli import load_checkpoint, main, open_picture
+from focusvit_hf import FocusViTImageProcessor, checkpoints, cli_demo
+from focusvit_hf.checkpoints import load_checkpoint
+from focusvit_hf.cli import main
+from focusvit_hf.cli_pictures import open_picture
 
 
 NAMES = {0: "cat", 1: "dog", 2: "frog", 3: "ship", 4: "truck"}
@@ -123,7 +125,7 @@ def not_finite(folder):
 @pytest.mark.parametrize("make", [truncated, not_a_picture, not_finite, lambda f: f / "absent.jpg", lambda f: f])
 @pytest.mark.parametrize("command", ["classify", "visualize", "demo"])
 def test_a_bad_picture_is_named_and_nothing_is_written(command, make, saved, pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "time_split", lambda *args: pytest.fail("nothing to time"))
+    monkeypatch.setattr(cli_demo, "time_split", lambda *args: pytest.fail("nothing to time"))
     bad, out = make(tmp_path), tmp_path / "out.json"
     if command == "visualize":
         out = tmp_path / "out.png"
@@ -247,10 +249,10 @@ def test_every_missing_tensor_counts_but_the_error_stays_short(checkpoint, pictu
 
 
 def test_the_checkpoint_of_the_source_tree_is_the_default(saved, pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "DEFAULT_CHECKPOINT", tmp_path / "absent-nano")
+    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", tmp_path / "absent-nano")
     error = fails(capsys, "classify", pictures[0])
     assert "expected --model FOLDER_OR_NAME" in error and "absent-nano" in error
-    monkeypatch.setattr(cli, "DEFAULT_CHECKPOINT", saved)
+    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved)
     assert run("classify", pictures[0]) == 0
 
 
@@ -311,10 +313,9 @@ def test_visualize_refuses_where_it_cannot_write(names, out, message, saved, pic
 def test_demo_shows_the_cat_and_further_pictures(saved, pictures, tmp_path, capsys, monkeypatch):
     model, processor = load_checkpoint(str(saved))
     # As fast as can be; the real ones have a test of their own.
-    monkeypatch.setattr(cli, "DEMO_BATCHES", (1, 2))
-    monkeypatch.setattr(
-        cli, "_tiny_systems", lambda device: {"focusvit-tiny": (model, processor), "ViT-Ti/16": (model, processor)}
-    )
+    monkeypatch.setattr(cli_demo, "DEMO_BATCHES", (1, 2))
+    systems = {"focusvit-tiny": (model, processor), "ViT-Ti/16": (model, processor)}
+    monkeypatch.setattr(cli_demo, "_tiny_systems", lambda device: systems)
     assert run("demo", pictures[1], "--model", saved, "--out", tmp_path / "demo") == 0
     assert sorted(os.listdir(tmp_path / "demo")) == ["result.json", "result.png"]
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
@@ -336,7 +337,7 @@ def test_demo_shows_the_cat_and_further_pictures(saved, pictures, tmp_path, caps
 
 
 def test_demo_compares_the_preset_with_a_vit_of_its_width_and_depth():
-    systems = cli._tiny_systems(torch.device("cpu"))
+    systems = cli_demo._tiny_systems(torch.device("cpu"))
     (model, processor), (dense, dense_processor) = systems["focusvit-tiny"], systems["ViT-Ti/16"]
     preset = Path(__file__).resolve().parents[1] / "configuration" / "presets" / "focusvit-tiny.json"
     expected = json.loads(preset.read_text())

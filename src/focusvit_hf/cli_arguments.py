@@ -1,0 +1,35 @@
+"""What the commands of `focusvit` share: types of arguments, and the arguments of all that load a checkpoint."""
+
+import argparse
+
+import torch
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def device(text: str | None) -> torch.device:
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Only a tensor shows whether the device is there.
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a device of this machine, got {text!r}: {error}") from error
+
+
+def checkpoint_arguments() -> argparse.ArgumentParser:
+    """Parent of the commands that run a checkpoint: `--model` and `--device`."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--model",
+        metavar="FOLDER_OR_NAME",
+        help="a FocusViT checkpoint: a folder or a name on the Hub; by default the one of this source tree",
+    )
+    shared.add_argument(
+        "--device", type=device, default=device(None), help="such as cpu or cuda:1; by default cuda where there is"
+    )
+    return shared
