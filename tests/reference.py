@@ -87,22 +87,16 @@ def slic(image, layout, compactness=10.0, num_iterations=5, cell=4):
     tiles, centre_cells = tile_numbers(layout, height, width), tile_centres(layout, height, width)
     num_tiles = layout[0] * layout[1]
     weight = compactness / math.sqrt(image_height * image_width / num_tiles) * cell
-    tallest = max(np.diff(tile_borders(layout[0], height)))
-    widest = max(np.diff(tile_borders(layout[1], width)))
-    unit = _integer_unit(weight, tallest, widest, tallest * widest)
+    unit = _integer_unit(weight, layout, height, width)
 
     lab = fixed_point_lab(image, cell, unit)
-    row = [int(np.rint(np.float32(i + 0.5) * np.float32(weight * unit))) for i in range(height)]
-    column = [int(np.rint(np.float32(i + 0.5) * np.float32(weight * unit))) for i in range(width)]
+    row = [int(np.rint(np.float32(i + 0.5 - height / 2) * np.float32(weight * unit))) for i in range(height)]
+    column = [int(np.rint(np.float32(i + 0.5 - width / 2) * np.float32(weight * unit))) for i in range(width)]
     points = {(i, j): (row[i], column[j], *lab[i, j]) for i in range(height) for j in range(width)}
 
-    def mean(members, number):
-        # Means are rounded as seen from the tile's own centre.
-        i, j = centre_cells[number]
-        origin = (row[i], column[j], 0, 0, 0)
-        sums = [sum(points[cell][axis] - origin[axis] for cell in members) for axis in range(5)]
-        quotients = [int(np.rint(np.float32(total) / np.float32(len(members)))) for total in sums]
-        return tuple(quotient + start for quotient, start in zip(quotients, origin, strict=True))
+    def mean(members):
+        sums = [sum(points[cell][axis] for cell in members) for axis in range(5)]
+        return tuple(int(np.rint(np.float32(total) / np.float32(len(members)))) for total in sums)
 
     def members_of(ids):
         members = [[] for _ in range(num_tiles)]
@@ -112,11 +106,11 @@ def slic(image, layout, compactness=10.0, num_iterations=5, cell=4):
 
     near = [candidates_of(tile, layout) for tile in range(num_tiles)]
     members = members_of(tiles)
-    centres = [mean(members[k], k) for k in range(num_tiles)]
+    centres = [mean(members[k]) for k in range(num_tiles)]
     ids = tiles.copy()
     for iteration in range(num_iterations):
         if iteration > 0:
-            centres = [mean(members[k], k) if members[k] else centres[k] for k in range(num_tiles)]
+            centres = [mean(members[k]) if members[k] else centres[k] for k in range(num_tiles)]
         for place, point in points.items():
             ids[place] = min(
                 near[tiles[place]], key=lambda k: sum((a - b) ** 2 for a, b in zip(point, centres[k], strict=True))

@@ -18,9 +18,11 @@ from .cielab import LAB_RADIUS_SQUARED, cell_lab
 
 # Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
 _OFFSETS = ((0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-# A distance carries the number of its candidate in its lowest four bits, so one minimum finds both.
-_PACK = 16
+# A distance is multiplied by nine and carries the number of its candidate, so one minimum finds both.
+_PACK = len(_OFFSETS)
 _LARGEST_EXACT = 2**24
+# Beyond any distance of a real candidate, whatever is added to it.
+_OUT_OF_REACH = 2.0**27
 _FINEST_UNIT = 4
 _LARGEST_ASPECT = 2.0
 
@@ -33,8 +35,11 @@ class _Tiling(NamedTuple):
     tile_height: int
     tile_width: int
     valid: torch.Tensor  # (K, 1, T) 1 for a real cell, 0 for padding
-    neighbours: torch.Tensor  # (K, 9) centre behind each candidate, K outside the picture
-    sources: torch.Tensor  # (K, 9) position tile * 9 + candidate that sums into centre k, 9 K outside the picture
+    places: torch.Tensor  # (K, 3, T) one, row and column of each cell, from the middle of the picture; 0 for padding
+    first_candidate: torch.Tensor  # (K, 1) 9 * tile
+    neighbours: torch.Tensor  # (K * 9,) centre behind each candidate, any outside the picture
+    handicap: torch.Tensor  # (K * 9, 6) column 0: number of the candidate, out of reach outside the picture; else 0
+    sources: torch.Tensor  # (K * 9,) position tile * 9 + candidate of all that sums into a centre
     cell_position: torch.Tensor  # (h * w,) position in the tile layout of each cell
     tile_of_cell: torch.Tensor  # (h * w,) the cell's own tile
     tile_centre: torch.Tensor  # (K,) the cell at each tile's centre
@@ -95,8 +100,9 @@ def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: 
     layout = _squarest_layout(num_superpixels, height, width)
     if layout is not None:
         return layout
-    candidates = sorted(range(1, height * width + 1), key=lambda k: (abs(k - num_superpixels), k))
-    nearest = next((k for k in candidates if _squarest_layout(k, height, width)), None)
+    start = min(num_superpixels, height * width)
+    candidates = (k for distance in range(height * width) for k in (start - distance, start + distance))
+    nearest = next((k for k in candidates if k > 0 and _squarest_layout(k, height, width)), None)
     hint = "none can" if nearest is None else f"the nearest that can is {nearest}"
     raise ValueError(
         f"Expected num_superpixels to factor into tiles of an aspect of at most 2 on {height} x {width} cells, "
@@ -126,7 +132,8 @@ def _axis_tiles(count: int, length: int, device: torch.device | None) -> torch.T
     return (torch.arange(length, device=device)[:, None] >= borders).sum(dim=1)
 
 
-def _build_tiling(rows: int, columns: int, height: int, width: int, device: torch.device) -> _Tiling:
+def _build_tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
+    """`step`: what the place of a cell grows by from one cell to the next, in the units of `slic`."""
     borders = _borders(rows, height), _borders(columns, width)
     sizes = [max(b - a for a, b in pairwise(line)) for line in borders]
     index, inside, centres = [], [], []
@@ -139,19 +146,25 @@ def _build_tiling(rows: int, columns: int, height: int, width: int, device: torc
         centres.append((starts + ends) // 2)
     num_tiles = rows * columns
     valid = (inside[0][:, None, :, None] & inside[1][None, :, None, :]).reshape(num_tiles, 1, -1).float()
+    row = ((index[0] + (0.5 - height / 2)) * step).round()[:, None, :, None].expand(rows, columns, *sizes)
+    column = ((index[1] + (0.5 - width / 2)) * step).round()[None, :, None, :].expand(rows, columns, *sizes)
+    places = torch.stack((torch.ones_like(row), row, column), dim=2).view(num_tiles, 3, -1) * valid
 
     tile = torch.arange(num_tiles, device=device)
     offsets = torch.tensor(_OFFSETS, device=device)
+    candidate = torch.arange(len(_OFFSETS), device=device)
     near_row = (tile // columns)[:, None] + offsets[:, 0]
     near_column = (tile % columns)[:, None] + offsets[:, 1]
     exists = (near_row >= 0) & (near_row < rows) & (near_column >= 0) & (near_column < columns)
-    neighbours = torch.where(exists, near_row * columns + near_column, num_tiles)
+    neighbours = torch.where(exists, near_row * columns + near_column, 0).flatten()
+    handicap = torch.zeros(num_tiles * len(_OFFSETS), 6, device=device)
+    handicap[:, 0] = torch.where(exists, candidate, _OUT_OF_REACH).flatten()
     # Centre k is candidate j of tile t exactly when t lies at the opposite offset from k.
     far_row = (tile // columns)[:, None] - offsets[:, 0]
     far_column = (tile % columns)[:, None] - offsets[:, 1]
     exists = (far_row >= 0) & (far_row < rows) & (far_column >= 0) & (far_column < columns)
-    candidate = torch.arange(len(_OFFSETS), device=device)
-    sources = torch.where(exists, (far_row * columns + far_column) * 9 + candidate, num_tiles * 9)
+    # Nobody chooses the upper left candidate of the first tile, which is outside: its sum is zero.
+    sources = torch.where(exists, (far_row * columns + far_column) * len(_OFFSETS) + candidate, 1).flatten()
 
     own = tile_ids((rows, columns), height, width, device)
     row = torch.arange(height, device=device) - torch.tensor(borders[0], device=device)[own[:, 0] // columns]
@@ -166,7 +179,10 @@ def _build_tiling(rows: int, columns: int, height: int, width: int, device: torc
         tile_height=sizes[0],
         tile_width=sizes[1],
         valid=valid,
+        places=places,
+        first_candidate=tile[:, None] * len(_OFFSETS),
         neighbours=neighbours,
+        handicap=handicap,
         sources=sources,
         cell_position=position.flatten(),
         tile_of_cell=own.flatten(),
@@ -178,10 +194,10 @@ def _build_tiling(rows: int, columns: int, height: int, width: int, device: torc
 _cached_tiling = lru_cache(maxsize=64)(_build_tiling)
 
 
-def _tiling(rows: int, columns: int, height: int, width: int, device: torch.device) -> _Tiling:
+def _tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
     # A traced graph computes its own tables: a cached tensor would leak between the graph and the outside.
     build = _build_tiling if torch.compiler.is_compiling() else _cached_tiling
-    return build(rows, columns, height, width, device)
+    return build(rows, columns, height, width, step, device)
 
 
 def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> torch.Tensor:
@@ -212,13 +228,15 @@ def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.matmul(left, right)
 
 
-def _integer_unit(weight: float, tile_height: float, tile_width: float, cells: int) -> float:
+def _integer_unit(weight: float, layout: tuple[int, int], height: int, width: int) -> float:
     """The finest unit (1/q Lab, q a power of two ≤ 4) in which no product or sum of `slic` exceeds 2^24."""
-    # A cell lies within half a tile of its tile's centre; a candidate's centroid within two and a half.
-    cell = LAB_RADIUS_SQUARED + weight**2 * 0.25 * (tile_height**2 + tile_width**2)
-    centre = LAB_RADIUS_SQUARED + weight**2 * 6.25 * (tile_height**2 + tile_width**2)
-    distance = _PACK * (centre + 2 * math.sqrt(cell * centre))
-    largest_sum = cells * max(128.0, weight * (tile_height + tile_width))
+    # Of a cell and of a centroid alike; positions are counted from the middle of the picture.
+    squared_norm = LAB_RADIUS_SQUARED + weight**2 * 0.25 * (height**2 + width**2)
+    # |c|² + 2 |c| |f| bounds every partial sum of a distance, in whatever order it is taken.
+    distance = _PACK * (3 * squared_norm + 1)
+    tile_cells = math.ceil(height / layout[0]) * math.ceil(width / layout[1])
+    cells = min(height * width, len(_OFFSETS) * tile_cells)
+    largest_sum = cells * max(128.0, weight * 0.5 * max(height, width))
     unit = float(_FINEST_UNIT)
     while unit**2 * distance > _LARGEST_EXACT or unit * largest_sum > _LARGEST_EXACT:
         unit /= 2
@@ -294,72 +312,47 @@ def slic_of_levels(
     height, width = image_height // cell_size, image_width // cell_size
     layout = superpixel_layout(num_superpixels, height, width)
     num_tiles = layout[0] * layout[1]
-    device = levels.device
-    tiling = _tiling(*layout, height, width, device)
-
     weight = compactness / math.sqrt(image_height * image_width / num_tiles) * cell_size
-    unit = _integer_unit(weight, tiling.tile_height, tiling.tile_width, tiling.tile_height * tiling.tile_width)
-    lab = cell_lab(levels, cell_size, unit)
-    row = ((torch.arange(height, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
-    column = ((torch.arange(width, dtype=torch.float32, device=device) + 0.5) * (weight * unit)).round()
-    positions = torch.stack((row[:, None].expand(height, width), column[None, :].expand(height, width)))
+    unit = _integer_unit(weight, layout, height, width)
+    tiling = _tiling(*layout, height, width, weight * unit, levels.device)
+    colours = _to_tiles(cell_lab(levels, cell_size, unit), layout, tiling)
+    if tiling.rows is not None:
+        colours = colours * tiling.valid
+    features = torch.cat((tiling.places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
 
-    # Positions are counted from a tile's origin, so that they stay small; the first row counts cells.
-    origins = positions.flatten(1)[:, tiling.tile_centre].T.contiguous()
-    places = _to_tiles(positions[None], layout, tiling)[0] - origins[:, :, None]
-    places = torch.cat((torch.ones_like(places[:, :1]), places), dim=1) * tiling.valid
-    colours = _to_tiles(lab, layout, tiling) * tiling.valid
-    features = torch.cat((places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
-
-    with torch.autocast(device.type, enabled=False):
-        best, counts = _iterate(features, origins, tiling, batch, num_iterations)
-    candidate = best.to(torch.int32).long() & (_PACK - 1)
-    ids = tiling.neighbours.flatten()[torch.arange(num_tiles, device=device)[:, None] * 9 + candidate]
-    ids = ids.flatten(1)[:, tiling.cell_position]
+    with torch.autocast(levels.device.type, enabled=False):
+        best, counts = _iterate(features, tiling, num_tiles, num_iterations)
+    candidate = best.to(torch.int32).remainder(_PACK)
+    ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.cell_position]
     return _give_each_a_cell(ids, counts, tiling).view(batch, height, width)
 
 
 def _iterate(
-    features: torch.Tensor, origins: torch.Tensor, tiling: _Tiling, batch: int, num_iterations: int
+    features: torch.Tensor, tiling: _Tiling, num_tiles: int, num_iterations: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Means and assignment in turn. `features` (B · K, 6, T): one, row, column, L, a, b of each cell of each tile.
 
     Returns the packed distance to the nearest candidate, (B, K, T), and each superpixel's number of cells, (B, K).
     """
-    num_tiles = tiling.neighbours.shape[0]
-    order = torch.arange(9, device=features.device, dtype=features.dtype)
-    outside = (tiling.neighbours == num_tiles)[..., None]
-    out_of_reach = features.new_zeros(6)
-    out_of_reach[0] = _LARGEST_EXACT - 1
-    origin_of_neighbour = torch.cat((origins, origins[:1]))[tiling.neighbours] - origins[:, None]
-
     # The tiles themselves are the first assignment.
-    sums = features.sum(dim=2).view(batch, num_tiles, 6)
-    centres = (sums[..., 1:] / sums[..., :1]).round()
-    counts = sums[..., 0]
-    best = features.new_zeros(0)
-    for iteration in range(num_iterations):
-        if iteration > 0:
-            means = (sums[..., 1:] / counts.clamp(min=1)[..., None]).round()
-            centres = torch.where(counts[..., None] > 0, means, centres)
-        near = torch.cat((centres, centres[:, :1]), dim=1)[:, tiling.neighbours]
-        near = torch.cat((near[..., :2] + origin_of_neighbour, near[..., 2:]), dim=-1)
-        constant = near.square().sum(dim=-1, keepdim=True) * _PACK + order[:, None]
-        coefficients = torch.cat((constant, near * (-2 * _PACK)), dim=-1)
-        coefficients = torch.where(outside, out_of_reach, coefficients).flatten(0, 1)
+    sums = features.sum(dim=2).view(-1, num_tiles, 6)
+    centres = sums[..., 1:]
+    for _ in range(num_iterations):
+        counts = sums[..., :1]
+        # A superpixel without cells stays where it was.
+        centres = torch.where(counts > 0, (sums[..., 1:] / counts.clamp(min=1)).round(), centres)
         # |c|² - 2 c·f, the distance less the cell's own |f|², of every cell to its nine candidates.
-        distances = _exact_matmul(coefficients, features)
+        squared_norm = centres.square().sum(dim=2, keepdim=True) * _PACK
+        coefficients = torch.cat((squared_norm, centres * (-2 * _PACK)), dim=2)
+        coefficients = coefficients.index_select(1, tiling.neighbours) + tiling.handicap
+        distances = _exact_matmul(coefficients.view(-1, _PACK, 6), features)
         best = distances.amin(dim=1, keepdim=True)
-        members = (distances == best).to(features.dtype)
-        partial = _exact_matmul(members, features.transpose(1, 2)).view(batch, num_tiles, 9, 6)
-        # A tile measured positions from its own origin; its neighbour's centre wants them from the neighbour's.
-        shifted = partial[..., 1:3] - partial[..., :1] * origin_of_neighbour
-        partial = torch.cat((partial[..., :1], shifted, partial[..., 3:]), dim=-1).flatten(1, 2)
-        partial = torch.cat((partial, torch.zeros_like(partial[:, :1])), dim=1)
-        sums = partial[:, tiling.sources].sum(dim=2)
-        counts = sums[..., 0]
-    return best.view(batch, num_tiles, features.shape[2]), counts
+        # Distances are whole numbers and all different, so this is 1 for the nearest candidate and 0 for the others.
+        members = torch.relu_(best + 1 - distances)
+        sums = _exact_matmul(members, features.transpose(1, 2)).view(-1, num_tiles * _PACK, 6)
+        sums = sums.index_select(1, tiling.sources).view(-1, num_tiles, _PACK, 6).sum(dim=2)
+    return best.view(-1, num_tiles, features.shape[2]), sums[..., 0]
 
 
 def _give_each_a_cell(ids: torch.Tensor, counts: torch.Tensor, tiling: _Tiling) -> torch.Tensor:
