@@ -6,7 +6,7 @@ import torch
 from skimage.color import rgb2lab
 
 import reference
-from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab
+from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums, cell_sums_of_pixels, grey_levels
 
 
 def colours(steps):
@@ -41,10 +41,28 @@ def test_no_colour_is_farther_from_the_middle_than_the_bound_says():
 @pytest.mark.parametrize("cell", [1, 2, 3, 4, 7])
 def test_a_cell_has_the_mean_colour_of_its_pixels(cell, unit):
     image = np.random.default_rng(0).integers(0, 256, (3, 3 * cell, 5 * cell), dtype=np.uint8)
-    lab = cell_lab(torch.from_numpy(image)[None].float(), cell, unit)[0].permute(1, 2, 0).numpy()
+    lab = cell_lab(cell_sums(torch.from_numpy(image)[None].float(), cell), cell, unit)[0].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(lab, reference.fixed_point_lab(image, cell, unit).astype(np.float32))
 
 
 def test_nan_counts_as_black():
-    levels = torch.full((1, 3, 2, 2), torch.nan)
-    assert torch.equal(cell_lab(levels, 2, 4.0), cell_lab(torch.zeros(1, 3, 2, 2), 2, 4.0))
+    sums = torch.full((1, 3, 2, 2), torch.nan)
+    assert torch.equal(cell_lab(sums, 2, 4.0), cell_lab(torch.zeros(1, 3, 2, 2), 2, 4.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", [1, 2, 3, 4, 8, 32])
+def test_sums_of_normalised_pixels_are_those_of_the_levels(photographs, cell, dtype):
+    levels = photographs[:, :, : 192 // cell * cell, : 192 // cell * cell].float()
+    # bfloat16 keeps 8 bits of -1..1, so that halves are all that a normalisation may be.
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if dtype == torch.float32 else ([0.5] * 3, [0.5] * 3)
+    columns = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
+    pixel_values = ((levels / 255 - columns[0]) / columns[1]).to(dtype)
+    assert torch.equal(grey_levels(pixel_values, *columns), levels)
+    assert torch.equal(cell_sums_of_pixels(pixel_values, mean, std, cell), cell_sums(levels, cell))
+
+
+def test_sums_of_pixels_beyond_black_and_white_stay_in_range():
+    pixel_values = torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2).expand(1, 3, 4, 2).repeat_interleave(4, dim=3)
+    sums = cell_sums_of_pixels(pixel_values, [0.5] * 3, [0.5] * 3, 4)
+    assert torch.equal(sums, torch.tensor([0.0, 255 * 16]).view(1, 1, 1, 2).expand(1, 3, 1, 2))

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.data import chelsea
 from transformers.image_utils import SizeDict
 
 from focusvit_hf.pictures import (
@@ -241,6 +242,29 @@ def test_impossible_sizes_are_refused():
         resized_size(1, 60000, SizeDict(shortest_edge=224))
     with pytest.raises(ValueError, match="at most 4 channels"):
         resize(np.zeros((5, 4, 4), np.uint8), SizeDict(height=2, width=2), Image.Resampling.BILINEAR)
+
+
+@pytest.fixture(scope="module")
+def cat():
+    return Image.fromarray(chelsea())
+
+
+@pytest.mark.parametrize("filter_name", ["BILINEAR", "BICUBIC", "LANCZOS"])
+@pytest.mark.parametrize("size", [(224, 224), (96, 130), (500, 300)])
+def test_resizing_a_photograph_is_within_a_grey_level_of_pil(cat, size, filter_name):
+    resample = Image.Resampling[filter_name]
+    for picture in (cat, cat.convert("L")):
+        expected = np.asarray(picture.resize(size[::-1], resample), np.int64)
+        resized = resize(picture, SizeDict(height=size[0], width=size[1]), resample).astype(np.int64)
+        difference = np.abs((resized[0] if picture.mode == "L" else resized.transpose(1, 2, 0)) - expected)
+        assert difference.max() <= 1 and (difference == 0).mean() > 0.97
+
+
+def test_resizing_reads_the_memory_of_a_picture_without_a_warning(cat, recwarn):
+    before = np.array(cat)
+    resize(cat, SizeDict(height=20, width=30), Image.Resampling.BILINEAR)
+    assert not recwarn.list
+    np.testing.assert_array_equal(np.asarray(cat), before)
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,5 +1,8 @@
 """From normalised pixels to 8-bit levels, and to CIELAB colours in whole numbers, so that arithmetic is exact."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -10,6 +13,8 @@ LAB_RADIUS_SQUARED = 18300.0
 # Levels of a cell's mean grey value: sixteenths of an 8-bit level, exact for cells of 1, 2 and 4 pixels.
 _GREY_STEPS = 16
 _LINEAR_MAX = 4095
+# Side of the largest cell whose sum of levels float32 arithmetic on normalised pixels gives within 0.1.
+_LARGEST_MEAN_CELL = 8
 # sRGB to XYZ over the D65 white point, in 1/1024. Rows sum to 1024, so that grey has exactly a = b = 0.
 _XYZ_FROM_RGB = torch.tensor([[444.0, 385.0, 195.0], [218.0, 732.0, 74.0], [18.0, 112.0, 894.0]])
 
@@ -27,13 +32,18 @@ def _lab_curve_table() -> torch.Tensor:
     return torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t * (29 / 6) ** 2 / 3 + 4 / 29).float()
 
 
-_LINEAR_LIGHT = _linear_light_table()
-_LAB_CURVE = _lab_curve_table()
+_TABLES = _linear_light_table(), _lab_curve_table(), _XYZ_FROM_RGB[:, :, None, None]
+_tables_on = lru_cache(maxsize=16)(lambda device: tuple(table.to(device) for table in _TABLES))
+
+
+def _tables(device: torch.device) -> tuple[torch.Tensor, ...]:
+    # A traced graph has its own: a cached tensor would leak between the graph and the outside.
+    return _tables_on.__wrapped__(device) if torch.compiler.is_compiling() else _tables_on(device)
 
 
 def grey_levels(pixel_values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, white: float = 1.0) -> torch.Tensor:
     """
-    Undoes a normalisation. Model and processor share it, so that both round the same numbers to the same levels.
+    Undoes a normalisation.
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): (rescaled - mean) / std.
@@ -43,13 +53,65 @@ def grey_levels(pixel_values: torch.Tensor, mean: torch.Tensor, std: torch.Tenso
     Returns:
         `torch.FloatTensor` like `pixel_values`: float32, in whole levels 0..255.
     """
-    levels = (pixel_values.float() * (std * 255)).add_(mean * 255)
-    if white != 1.0:
-        levels.div_(white)
+    levels = torch.addcmul(mean * (255 / white), pixel_values.float(), std * (255 / white))
     return levels.round_().clamp_(0, 255)
 
 
-def cell_lab(levels: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
+def cell_sums(levels: torch.Tensor, cell_size: int) -> torch.Tensor:
+    """
+    Sum of the levels in each cell.
+
+    Args:
+        levels (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): Whole levels 0..255.
+        cell_size (`int`): Side of a cell in pixels; divides height and width.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, channels, height / cell_size, width / cell_size)`, whole numbers.
+    """
+    if cell_size == 1:
+        return levels
+    return nn.functional.avg_pool2d(levels, cell_size).mul_(cell_size**2).round_()
+
+
+def cell_sums_of_pixels(
+    pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float], cell_size: int
+) -> torch.Tensor:
+    """
+    [`cell_sums`] of a normalised picture.
+
+    Of float32 pixels only the cells' means are rescaled, to whole sums of levels, which is what rounding each pixel
+    gives wherever the pixels come from 8 bits. Of narrower types, which may be off by nearly half a level, and of
+    cells so large that errors could add up to as much, each pixel is rounded.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): (rescaled - mean) / std.
+        mean, std (sequences of `float`): Of the normalisation, for each channel.
+        cell_size (`int`): Side of a cell in pixels; divides height and width.
+    """
+    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
+    if pixel_values.dtype != torch.float32 or cell_size > _LARGEST_MEAN_CELL:
+        return cell_sums(grey_levels(pixel_values, offset, scale), cell_size)
+    white = 255 * cell_size**2
+    means = nn.functional.avg_pool2d(pixel_values, cell_size) if cell_size > 1 else pixel_values
+    return torch.addcmul(offset * white, means, scale * white).round_().clamp_(0, white)
+
+
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    build = _normalisation_on.__wrapped__ if torch.compiler.is_compiling() else _normalisation_on
+    return build(mean, std, device)
+
+
+@lru_cache(maxsize=16)
+def _normalisation_on(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.tensor((mean, std), dtype=torch.float32, device=device)[:, :, None, None]
+    return values[0], values[1]
+
+
+def cell_lab(sums: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
     """
     Mean colour of each cell in CIELAB (CIE 15, D65) as whole numbers.
 
@@ -58,20 +120,19 @@ def cell_lab(levels: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
     within 0.1.
 
     Args:
-        levels (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): sRGB in whole levels 0..255.
-        cell_size (`int`): Side of a cell in pixels; divides height and width.
+        sums (`torch.FloatTensor` of shape `(batch_size, 3, rows, columns)`): Of sRGB, see [`cell_sums`].
+        cell_size (`int`): Side of a cell in pixels.
         unit (`float`): How many units make 1 in Lab.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, 3, height / cell_size, width / cell_size)`: (L - 50, a, b) · unit.
+        `torch.FloatTensor` like `sums`: (L - 50, a, b) · unit.
     """
-    cells = nn.functional.avg_pool2d(levels, cell_size) if cell_size > 1 else levels
+    linear_light, lab_curve, xyz_from_rgb = _tables(sums.device)
     # NaN must not index the table; the logits of such a picture are NaN anyway.
-    grey = (cells * _GREY_STEPS).round().nan_to_num_().long()
-    device = levels.device
-    linear = _LINEAR_LIGHT.to(device)[grey]
+    grey = (sums * (_GREY_STEPS / cell_size**2)).round_().nan_to_num_().long()
+    linear = linear_light[grey]
     # No matrix product: those may be rounded, to TF32 for instance.
-    xyz = (linear[:, None] * _XYZ_FROM_RGB.to(device)[:, :, None, None]).sum(dim=2)
-    x, y, z = _LAB_CURVE.to(device)[(xyz / 1024).round().long()].unbind(1)
+    xyz = (linear[:, None] * xyz_from_rgb).sum(dim=2)
+    x, y, z = lab_curve[(xyz / 1024).round_().long()].unbind(1)
     lightness = (y - 66 / 116) * (116 * unit)
     return torch.stack((lightness, (x - y) * (500 * unit), (y - z) * (200 * unit)), dim=1).round()

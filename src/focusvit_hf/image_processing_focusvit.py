@@ -25,9 +25,9 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .cielab import grey_levels
+from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
 from .pictures import channels_first, check_area, decode, flat_pictures, from_array, from_pil, naming_picture, resize
-from .superpixels import default_cell_size, slic, superpixel_layout
+from .superpixels import default_cell_size, slic_of_cells, superpixel_layout
 from .superpixels_skimage import skimage_slic_ids
 
 
@@ -407,21 +407,36 @@ class FocusViTImageProcessor(PilBackend):
             pixel_values.sub_(mean).div_(std)
         if not do_superpixels:
             return {"pixel_values": pixel_values}
-        levels = stack
-        if stack.dtype != torch.uint8:
-            levels = grey_levels(pixel_values, mean, std, white).to(torch.uint8)
-        return {"pixel_values": pixel_values, "superpixel_ids": self._superpixels(levels, **options)}
+        ids = self._superpixels(stack, pixel_values, mean, std, white, **options)
+        return {"pixel_values": pixel_values, "superpixel_ids": ids}
 
-    def _superpixels(self, levels: torch.Tensor, **options: Any) -> torch.Tensor:
-        """(B, C, H, W) uint8 to (B, H / cell, W / cell): of the first three channels, or of the first thrice."""
-        levels = levels[:, :3] if levels.shape[1] >= 3 else levels[:, :1].expand(-1, 3, -1, -1)
-        cell = self._check_superpixels(*levels.shape[-2:], **options)
+    def _superpixels(
+        self,
+        stack: torch.Tensor,
+        pixel_values: torch.Tensor,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        white: float,
+        **options: Any,
+    ) -> torch.Tensor:
+        """(B, H / cell, W / cell): superpixels of the first three channels, or of the first thrice."""
+        cell = self._check_superpixels(*stack.shape[-2:], **options)
+        channels = slice(3 if stack.shape[1] >= 3 else 1)
+        stack, pixel_values, mean, std = stack[:, channels], pixel_values[:, channels], mean[channels], std[channels]
         number = options["num_superpixels"]
-        compactness, iterations = options["superpixel_compactness"], options["superpixel_iterations"]
-        if options["superpixel_method"] == "torch":
-            return slic(levels, number, compactness, iterations, cell)
-        maps = [skimage_slic_ids(image, _count(number), compactness, iterations, cell) for image in levels.numpy()]
-        return torch.from_numpy(np.stack(maps))
+        settings = options["superpixel_compactness"], options["superpixel_iterations"], cell
+        if options["superpixel_method"] == "skimage":
+            levels = stack if stack.dtype == torch.uint8 else grey_levels(pixel_values, mean, std, white)
+            levels = levels.to(torch.uint8).expand(-1, 3, -1, -1)
+            maps = [skimage_slic_ids(image, _count(number), *settings) for image in levels.numpy()]
+            return torch.from_numpy(np.stack(maps))
+        if stack.dtype == torch.uint8:
+            sums = cell_sums(stack.float(), cell)
+        else:
+            # As the model does, which sees no more than these pixels.
+            offset, scale = (mean / white).flatten().tolist(), (std / white).flatten().tolist()
+            sums = cell_sums_of_pixels(pixel_values, offset, scale, cell)
+        return slic_of_cells(sums.expand(-1, 3, -1, -1), number, *settings)
 
     @classmethod
     def from_model_config(cls, config: PreTrainedConfig, **overrides: Any) -> "FocusViTImageProcessor":

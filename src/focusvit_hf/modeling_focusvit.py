@@ -12,14 +12,14 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cielab import grey_levels
+from .cielab import cell_sums_of_pixels
 from .configuration_focusvit import FocusViTConfig
 from .latent_attention import FocusViTAttention
 from .superpixel_pooling import (
     FocusViTEmbeddings,
     FocusViTLearnedPosition,
 )
-from .superpixels import slic_of_levels
+from .superpixels import slic_of_cells
 
 
 class FocusViTDropPath(nn.Module):
@@ -144,14 +144,13 @@ class FocusViTModel(FocusViTPreTrainedModel):
         Returns:
             `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
         """
-        config, device = self.config, pixel_values.device
-        mean = torch.tensor(config.image_mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-        std = torch.tensor(config.image_std, dtype=torch.float32, device=device).view(-1, 1, 1)
-        levels = grey_levels(pixel_values, mean, std)
+        config = self.config
         # Superpixels see three channels: of more the first three, a single one thrice.
-        levels = levels[:, :3] if config.num_channels >= 3 else levels[:, :1].expand(-1, 3, -1, -1)
-        return slic_of_levels(
-            levels,
+        channels = 3 if config.num_channels >= 3 else 1
+        mean, std = config.image_mean[:channels], config.image_std[:channels]
+        sums = cell_sums_of_pixels(pixel_values[:, :channels], mean, std, config.cell_size)
+        return slic_of_cells(
+            sums.expand(-1, 3, -1, -1),
             config.num_superpixels,
             config.superpixel_compactness,
             config.superpixel_iterations,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .cielab import LAB_RADIUS_SQUARED, cell_lab
+from .cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums
 
 
 # Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
@@ -296,31 +296,30 @@ def slic(
     """
     _check_slic_input(images, compactness, num_iterations, cell_size)
     levels = images.float() if images.dtype == torch.uint8 else images.float().mul(255).round_().clamp_(0, 255)
-    return slic_of_levels(levels, num_superpixels, compactness, num_iterations, cell_size)
+    return slic_of_cells(cell_sums(levels, cell_size), num_superpixels, compactness, num_iterations, cell_size)
 
 
 @torch.no_grad()
-def slic_of_levels(
-    levels: torch.Tensor,
+def slic_of_cells(
+    sums: torch.Tensor,
     num_superpixels: int | Sequence[int],
     compactness: float,
     num_iterations: int,
     cell_size: int,
 ) -> torch.Tensor:
-    """[`slic`] of a picture that is float32 already but holds whole 8-bit levels, 0..255."""
-    batch, _, image_height, image_width = levels.shape
-    height, width = image_height // cell_size, image_width // cell_size
+    """[`slic`] of the sums (B, 3, h, w) of 8-bit levels in each cell, see [`~cielab.cell_sums`]."""
+    batch, _, height, width = sums.shape
     layout = superpixel_layout(num_superpixels, height, width)
     num_tiles = layout[0] * layout[1]
-    weight = compactness / math.sqrt(image_height * image_width / num_tiles) * cell_size
+    weight = compactness / math.sqrt(height * width / num_tiles)
     unit = _integer_unit(weight, layout, height, width)
-    tiling = _tiling(*layout, height, width, weight * unit, levels.device)
-    colours = _to_tiles(cell_lab(levels, cell_size, unit), layout, tiling)
+    tiling = _tiling(*layout, height, width, weight * unit, sums.device)
+    colours = _to_tiles(cell_lab(sums, cell_size, unit), layout, tiling)
     if tiling.rows is not None:
         colours = colours * tiling.valid
     features = torch.cat((tiling.places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
 
-    with torch.autocast(levels.device.type, enabled=False):
+    with torch.autocast(sums.device.type, enabled=False):
         best, counts = _iterate(features, tiling, num_tiles, num_iterations)
     candidate = best.to(torch.int32).remainder(_PACK)
     ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.cell_position]
