@@ -1,5 +1,6 @@
 """What the tests share: photographs, the folder of real data, tiny models, one thread and a fixed seed."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from pathlib import Path
 # Before the libraries are imported, which read it then: no test may depend on a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import datasets
 import numpy as np
 import pytest
 import skimage.data
@@ -44,6 +46,22 @@ def seed():
     np.random.seed(0)
 
 
+class _RefuseDeprecated(logging.Handler):
+    """For the deprecations that Transformers logs (`logger.warning_once`), which no filter of warnings sees."""
+
+    def emit(self, record):
+        message = record.getMessage()
+        assert "deprecated" not in message.lower(), message
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_called():
+    logger, handler = logging.getLogger("transformers"), _RefuseDeprecated()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
 @pytest.fixture
 def deterministic():
     """Only deterministic kernels, and `torch.empty` filled with NaN, so that nothing reads what nobody wrote."""
@@ -60,6 +78,19 @@ def data_dir():
     if not folder.is_dir():
         pytest.skip(f"no data sets in {folder}; FOCUSVIT_DATA can name the folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_test(data_dir):
+    """A function from a number to so many test pictures of CIFAR-10, (number, 3, 32, 32) uint8, and their classes."""
+
+    def read(number):
+        rows = datasets.load_dataset("parquet", data_files=str(data_dir / "cifar10" / "test-*.parquet"), split="train")
+        rows = rows.select(range(number))
+        images = np.stack([np.asarray(image.convert("RGB")) for image in rows["image"]])
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"])
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,61 @@ def test_what_follows_from_the_fields(overrides, cell, tokens, size):
     assert config.image_height_and_width == size
 
 
+def test_the_prefix_is_class_token_distillation_token_and_registers():
+    assert FocusViTConfig().num_prefix_tokens == 1
+    assert FocusViTConfig(use_distillation_token=True).num_prefix_tokens == 2
+    assert FocusViTConfig(use_distillation_token=True, num_register_tokens=4).num_prefix_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        *(
+            ({name: 10**9}, f"{name} <= 1048576, got 1000000000")
+            for name in (
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "patch_size",
+                "num_channels",
+                "stem_channels",
+                "num_latents",
+                "num_register_tokens",
+                "superpixel_iterations",
+                "image_size",
+                "num_labels",
+            )
+        ),
+        ({"image_size": [224, 10**9]}, "image_size <= 1048576"),
+        ({"hidden_size": 3 * 2**16}, r"at most 1e\+11 parameters, got .* from hidden_size=196608, .* image_size=224"),
+        ({"num_hidden_layers": 2**20, "hidden_size": 3 * 2**8}, r"at most 1e\+11 parameters"),
+        ({"intermediate_size": 2**20, "hidden_size": 3 * 2**12}, r"at most 1e\+11 parameters"),
+        ({"num_labels": 2**20, "hidden_size": 3 * 2**15, "num_hidden_layers": 1}, r"at most 1e\+11 parameters"),
+        (
+            {"position_embedding_type": "learned", "patch_size": 1, "image_size": 2**18},
+            r"at most 1e\+11 parameters, got .* patch_size=1 and image_size=262144",
+        ),
+        ({"embedding_type": "patch", "patch_size": 2**15, "image_size": 2**15}, r"at most 1e\+11 parameters"),
+        ({"image_size": 2**20, "num_superpixels": 999983}, "got 999983; the nearest that can is 999984"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_memory_is_taken(overrides, message):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"Expected .*{message}"):
+            FocusViTConfig(**overrides)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_the_largest_vit_is_not_absurd():
+    # ViT-22B (Dehghani et al. 2023).
+    FocusViTConfig(hidden_size=6144, num_hidden_layers=48, num_attention_heads=48, intermediate_size=24576)
+
+
 def test_a_dense_model_need_not_fit_k():
     # One patch of 4 x 4 cells: 49 superpixels do not fit, but nobody asks for them.
     config = FocusViTConfig(image_size=16, patch_pooling="none")
@@ -122,6 +177,11 @@ def test_statistics_are_one_number_or_one_a_channel(channels):
         ({"num_superpixels": 10**9}, "the nearest that can is 3136"),
         ({"num_superpixels": [57, 1]}, r"picture's \(56, 56\) cells, got \(57, 1\)"),
         ({"num_superpixels": [7]}, r"num_superpixels as K or \(rows, columns\), got \[7\]"),
+        ({"mlp_type": "glu"}, "mlp_type to be one of .*, got 'glu'"),
+        ({"layer_scale": 0.0}, "layer_scale > 0 or None, got 0.0"),
+        ({"layer_scale": float("nan")}, "layer_scale > 0 or None, got nan"),
+        ({"num_register_tokens": -1}, "num_register_tokens >= 0, got -1"),
+        ({"classifier_pooling": "cls_dist_mean"}, "use_distillation_token=True with .*, got False"),
         ({"layer_types": ["full_attention"] * 11}, "12 layer_types, one for each layer, got 11"),
         ({"layer_types": ["full_attention"] * 11 + ["window"]}, r"layer_types from .*, got \['window'\]"),
     ],

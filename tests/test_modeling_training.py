@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from focusvit_hf import superpixel_pooling
 from focusvit_hf.modeling_focusvit import FocusViTDropPath
 from focusvit_hf.superpixels import slic
 
@@ -82,6 +83,14 @@ def test_pixels_have_a_gradient_given_a_map(tiny_model, small_photographs, pixel
 
 
 # Losses.
+
+
+def test_tables_made_in_inference_mode_serve_later_training(tiny_model, pixels):
+    superpixel_pooling._cell_features.cache_clear()
+    model = tiny_model()
+    with torch.inference_mode():
+        model(pixels)
+    assert all(gradient is not None for gradient in gradients(model, pixels).values())
 
 
 def test_loss_of_a_single_label(tiny_model, pixels):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from focusvit_hf.superpixels import geometry, membership, overlap, slic, tile_ids
+from focusvit_hf.regions import Regions
+from focusvit_hf.superpixels import geometry, overlap, slic, tile_ids
 
 
 SIDES = st.integers(1, 6)
@@ -67,7 +68,7 @@ def test_integers_of_any_width_are_taken(dtype):
 def test_membership_is_one_hot():
     ids = random_ids(2, 3, 4)
     expected = torch.nn.functional.one_hot(ids.flatten(1), 5).transpose(1, 2).float()
-    assert torch.equal(membership(ids, 5), expected)
+    assert torch.equal(Regions(ids, 5).membership, expected)
 
 
 @settings(max_examples=60)
@@ -143,3 +144,43 @@ def test_what_is_no_map_is_refused(ids, message):
 def test_units_that_do_not_divide_the_map_are_refused(grid):
     with pytest.raises(ValueError, match=r"divides the map's 4 x 4 cells, got \("):
         overlap(torch.zeros(1, 4, 4, dtype=torch.int64), grid, 4)
+
+
+@settings(max_examples=60)
+@given(height=SIDES, width=SIDES, number=st.integers(1, 9), channels=st.integers(1, 5), seed=st.integers(0, 99))
+def test_sums_in_order_equal_the_product_with_the_membership(height, width, number, channels, seed):
+    ids = random_ids(2, height, width, number=number + 2, seed=seed) - 1
+    values = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, height * width, channels))).float()
+    for one_map, some in ((ids, values), (ids[:1], values), (ids, values[:1])):
+        regions = Regions(one_map, number)
+        expected = torch.matmul(regions.membership, some)
+        torch.testing.assert_close(regions.sums(some), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_ids_far_out_of_range_never_index_memory(dtype):
+    ids = torch.tensor([[[0, 1, -1, 2, torch.iinfo(dtype).max, torch.iinfo(dtype).min]]], dtype=dtype)
+    sums = Regions(ids, 2).sums(torch.ones(1, 6, 1))
+    assert torch.equal(sums, torch.ones(1, 2, 1))
+
+
+def test_sums_have_the_gradients_of_the_product(photographs):
+    regions = Regions(slic(photographs, 16), 16)
+    values = torch.randn(4, 56 * 56, 3, requires_grad=True)
+    weight = torch.randn(4, 16, 3)
+    gradients = [
+        torch.autograd.grad((sums * weight).sum(), values)[0]
+        for sums in (regions.sums(values), torch.matmul(regions.membership, values))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads(photographs):
+    ids, values = slic(photographs), torch.randn(4, 56 * 56, 32)
+    expected, threads = Regions(ids, 49).sums(values), torch.get_num_threads()
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            assert torch.equal(Regions(ids, 49).sums(values), expected)
+    finally:
+        torch.set_num_threads(threads)

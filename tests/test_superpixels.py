@@ -194,7 +194,7 @@ def test_autocast_default_dtype_and_gradients_do_not_reach_the_map(photographs):
 
 
 def test_tables_made_in_inference_mode_serve_later_training(photographs):
-    module._cached_tiling.cache_clear()
+    module._tiling.cache_clear()
     with torch.inference_mode():
         expected = slic(photographs, (3, 5))
     assert torch.equal(slic((photographs.float() / 255).requires_grad_(), (3, 5)), expected)
@@ -240,7 +240,7 @@ def test_a_superpixel_that_lost_all_its_cells_gets_its_tiles_centre(monkeypatch)
 def test_the_rule_gives_every_superpixel_a_cell_of_any_map(data, rows, columns):
     height, width = data.draw(st.integers(rows, 9)), data.draw(st.integers(columns, 9))
     number = rows * columns
-    tiling = module._build_tiling(rows, columns, height, width, 1.0, torch.device("cpu"))
+    tiling = module._tiling(rows, columns, height, width, 1.0, torch.device("cpu"))
     # Few ids, so that most superpixels are lost, and centres that are the only cell of another.
     some = data.draw(st.lists(st.integers(0, number - 1), min_size=1, max_size=4))
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -256,7 +256,7 @@ def test_the_rule_gives_every_superpixel_a_cell_of_any_map(data, rows, columns):
 
 def test_a_tile_centre_that_is_anothers_only_cell_leaves_that_one_its_own():
     # Four tiles in a row, of three cells each: 0 holds all but the centre of its tile, which is all that 2 has.
-    tiling = module._build_tiling(1, 4, 1, 12, 1.0, torch.device("cpu"))
+    tiling = module._tiling(1, 4, 1, 12, 1.0, torch.device("cpu"))
     ids = torch.zeros(1, 12, dtype=torch.int64)
     ids[0, 1] = 2
     repaired = module._give_each_a_cell(ids, torch.bincount(ids[0], minlength=4)[None].float(), tiling)

@@ -1,10 +1,11 @@
 """From normalised pixels to 8-bit levels, and to CIELAB colours in whole numbers, so that arithmetic is exact."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import nn
+
+from .tables import cached_table
 
 
 # Largest squared distance of an sRGB colour from (L, a, b) = (50, 0, 0), reached by pure blue.
@@ -33,12 +34,11 @@ def _lab_curve_table() -> torch.Tensor:
 
 
 _TABLES = _linear_light_table(), _lab_curve_table(), _XYZ_FROM_RGB[:, :, None, None]
-_tables_on = lru_cache(maxsize=16)(lambda device: tuple(table.to(device) for table in _TABLES))
 
 
+@cached_table
 def _tables(device: torch.device) -> tuple[torch.Tensor, ...]:
-    # A traced graph has its own: a cached tensor would leak between the graph and the outside.
-    return _tables_on.__wrapped__(device) if torch.compiler.is_compiling() else _tables_on(device)
+    return tuple(table.to(device) for table in _TABLES)
 
 
 def grey_levels(pixel_values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, white: float = 1.0) -> torch.Tensor:
@@ -96,15 +96,8 @@ def cell_sums_of_pixels(
     return torch.addcmul(offset * white, means, scale * white).round_().clamp_(0, white)
 
 
+@cached_table
 def _normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    build = _normalisation_on.__wrapped__ if torch.compiler.is_compiling() else _normalisation_on
-    return build(mean, std, device)
-
-
-@lru_cache(maxsize=16)
-def _normalisation_on(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.tensor((mean, std), dtype=torch.float32, device=device)[:, :, None, None]

@@ -25,9 +25,10 @@ _CHOICES = {
     "superpixel_method": ("torch", "skimage"),
     "superpixel_assignment": ("soft", "hard"),
     "position_embedding_type": ("dynamic", "learned"),
-    "classifier_pooling": ("cls",),
+    "mlp_type": ("mlp", "swiglu"),
+    "classifier_pooling": ("cls", "cls_dist_mean", "cls_patch_mean"),
 }
-_POSITIVE = (
+_COUNTS = (
     "patch_size",
     "num_channels",
     "hidden_size",
@@ -35,16 +36,18 @@ _POSITIVE = (
     "num_attention_heads",
     "intermediate_size",
     "superpixel_iterations",
-    "superpixel_compactness",
     "stem_channels",
     "num_latents",
-    "layer_norm_eps",
 )
+_POSITIVE = (*_COUNTS, "superpixel_compactness", "layer_norm_eps")
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 # Keys that every configuration takes though they are no attributes of its class.
 _OTHER_KEYS = ("torch_dtype", "attn_implementation")
 # How near an unknown key must be to a known field to be taken for a misspelling of it.
 _MISSPELT = 0.8
+# What no model comes near: five times the parameters of the largest ViT, a thousand times the size of any part of it.
+_LARGEST_SIZE = 2**20
+_MOST_PARAMETERS = 100_000_000_000
 
 
 @strict
@@ -63,7 +66,9 @@ class FocusViTConfig(PreTrainedConfig):
         num_hidden_layers (`int`, *optional*, defaults to 12): Number of layers.
         num_attention_heads (`int`, *optional*, defaults to 3): Heads of each attention; divides `hidden_size`.
         intermediate_size (`int`, *optional*, defaults to 768): Width of the MLP.
-        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP.
+        mlp_type (`str`, *optional*, defaults to `"mlp"`):
+            `"mlp"`: two linear layers; `"swiglu"`: gated by SiLU, as in the largest DINOv2.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP; SwiGLU has its own.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embedding, attention and MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
@@ -72,6 +77,12 @@ class FocusViTConfig(PreTrainedConfig):
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
         layer_norm_eps (`float`, *optional*, defaults to 1e-12): Epsilon of the layer norms.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        layer_scale (`float`, *optional*):
+            Initial value of the learned scale of each channel of a residual branch (LayerScale); none by default.
+        use_distillation_token (`bool`, *optional*, defaults to `False`):
+            Whether DeiT's distillation token stands behind the class token.
+        num_register_tokens (`int`, *optional*, defaults to 0):
+            Number of register tokens (Darcet et al. 2023), which stand behind those and have no position.
         embedding_type (`str`, *optional*, defaults to `"conv"`):
             Units that are pooled: `"conv"`, cells of a small convolutional stem, pooled by mean and maximum;
             `"patch"`, linear patches as in ViT and the paper, pooled by their mean.
@@ -93,12 +104,20 @@ class FocusViTConfig(PreTrainedConfig):
         position_embedding_type (`str`, *optional*, defaults to `"dynamic"`):
             `"dynamic"`: an MLP on each token's place, area and extent; `"learned"`: the table of a ViT, pooled like
             the patches.
+        position_antialias (`bool`, *optional*, defaults to `False`):
+            Whether the learned table is smoothed where it is interpolated to fewer patches.
         layer_types (`list[str]`, *optional*):
             Per layer `"full_attention"` or `"latent_attention"`. Defaults to latent attention in all layers.
         num_latents (`int`, *optional*, defaults to 16): M, the number of learned latent tokens.
         attention_area_bias (`bool`, *optional*, defaults to `False`):
             Whether attention to a token is raised by the logarithm of its area relative to the mean area.
-        classifier_pooling (`str`, *optional*, defaults to `"cls"`): The classifier reads the class token.
+        classifier_pooling (`str`, *optional*, defaults to `"cls"`):
+            What the classifier reads. `"cls"`: the class token; `"cls_dist_mean"`: a classifier on the class token and
+            another on the distillation token, averaged (DeiT); `"cls_patch_mean"`: the class token beside the mean of
+            the tokens, weighted by their area, or of the latents where the last layer is a latent one (DINOv2).
+        add_pooling_layer (`bool`, *optional*, defaults to `False`):
+            Whether `pooler_output` of [`FocusViTModel`] is a linear layer and tanh on the class token instead of the
+            class token itself. A classifier has none.
         image_mean, image_std (`float` or `list[float]`, *optional*, default to 0.5):
             For all channels or for each. Normalisation of `pixel_values`, undone to compute superpixels from them.
 
@@ -132,6 +151,10 @@ class FocusViTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = True
+    mlp_type: str = "mlp"
+    layer_scale: float | int | None = None
+    use_distillation_token: bool = False
+    num_register_tokens: int = 0
     embedding_type: str = "conv"
     stem_channels: int = 32
     patch_pooling: str = "superpixel"
@@ -142,15 +165,18 @@ class FocusViTConfig(PreTrainedConfig):
     superpixel_method: str = "torch"
     superpixel_assignment: str = "soft"
     position_embedding_type: str = "dynamic"
+    position_antialias: bool = False
     layer_types: list[str] | None = None
     num_latents: int = 16
     attention_area_bias: bool = False
     classifier_pooling: str = "cls"
+    add_pooling_layer: bool = False
     image_mean: float | int | list[float | int] | tuple[float | int, ...] = 0.5
     image_std: float | int | list[float | int] | tuple[float | int, ...] = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
+        self._refuse_absurd(kwargs)
         if self.layer_types is None:
             self.layer_types = ["latent_attention"] * self.num_hidden_layers
         for name in ("image_mean", "image_std"):
@@ -179,6 +205,35 @@ class FocusViTConfig(PreTrainedConfig):
             if near:
                 raise ValueError(f"Unknown configuration field {key!r}: expected {near[0]!r}?")
 
+    def _refuse_absurd(self, kwargs: dict) -> None:
+        """Before anything as large as a size is built: a configuration may come from anywhere."""
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in (*_COUNTS, "num_register_tokens")}
+        sizes["image_size"] = self.image_size if isinstance(self.image_size, int) else max(self.image_size, default=0)
+        sizes["num_labels"] = kwargs.get("num_labels") or 0
+        for name, size in sizes.items():
+            if size > _LARGEST_SIZE:
+                raise ValueError(f"Expected {name} <= {_LARGEST_SIZE}, got {size}.")
+        count = self._least_parameters() + sizes["num_labels"] * self.hidden_size
+        if count > _MOST_PARAMETERS:
+            raise ValueError(
+                f"Expected sizes of at most {_MOST_PARAMETERS:.0e} parameters, got {count:.1e} from "
+                f"hidden_size={self.hidden_size}, num_hidden_layers={self.num_hidden_layers}, "
+                f"intermediate_size={self.intermediate_size}, num_labels={sizes['num_labels']}, "
+                f"patch_size={self.patch_size} and image_size={self.image_size}."
+            )
+
+    def _least_parameters(self) -> int:
+        """Parameters of the large matrices: no less than these has to be held."""
+        width = self.hidden_size
+        layer = 4 * width**2 + (3 if self.mlp_type == "swiglu" else 2) * width * self.intermediate_size
+        patch = self.num_channels * self.patch_size**2 * (width if self.embedding_type == "patch" else 0)
+        stem = 9 * self.stem_channels**2 if self.embedding_type == "conv" else 0
+        height, length = self.image_height_and_width
+        patches = (height // max(self.patch_size, 1)) * (length // max(self.patch_size, 1))
+        tokens = self.num_latents + self.num_register_tokens
+        tokens += patches if self.position_embedding_type == "learned" else 0
+        return self.num_hidden_layers * layer + patch + stem + tokens * width
+
     def _check_ranges(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -188,6 +243,14 @@ class FocusViTConfig(PreTrainedConfig):
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Expected {name} > 0, got {getattr(self, name)}.")
+        if self.layer_scale is not None and not 0 < self.layer_scale < math.inf:
+            raise ValueError(f"Expected layer_scale > 0 or None, got {self.layer_scale}.")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"Expected num_register_tokens >= 0, got {self.num_register_tokens}.")
+        if self.classifier_pooling == "cls_dist_mean" and not self.use_distillation_token:
+            raise ValueError(
+                "Expected use_distillation_token=True with classifier_pooling='cls_dist_mean', got False."
+            )
         if not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"Expected initializer_range >= 0, got {self.initializer_range}.")
         for name in _PROBABILITIES:
@@ -252,6 +315,11 @@ class FocusViTConfig(PreTrainedConfig):
         if self.superpixel_cell_size < 1:
             raise ValueError(f"Expected superpixel_cell_size >= 1, got {self.superpixel_cell_size}.")
         return self.superpixel_cell_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class token, distillation token and registers, which stand before all others in this order."""
+        return 1 + int(self.use_distillation_token) + self.num_register_tokens
 
     @property
     def num_tokens(self) -> int:

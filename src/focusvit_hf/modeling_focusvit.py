@@ -1,10 +1,12 @@
 """PyTorch FocusViT model."""
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
@@ -20,33 +22,18 @@ from .superpixel_pooling import (
     FocusViTLearnedPosition,
 )
 from .superpixels import slic_of_cells
+from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
 
 
-class FocusViTDropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the pictures."""
+@dataclass
+class FocusViTModelOutput(BaseModelOutputWithPooling):
+    r"""
+    patch_mean (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, *optional*):
+        With `classifier_pooling="cls_patch_mean"` the mean of the final tokens, weighted by the area they cover, or of
+        the latents where the last layer is a latent one.
+    """
 
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return hidden_states
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
-        return hidden_states * kept / (1 - self.rate)
-
-
-class FocusViTMLP(nn.Module):
-    """The two-layer MLP of ViT."""
-
-    def __init__(self, config: FocusViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+    patch_mean: torch.Tensor | None = None
 
 
 class FocusViTLayer(GradientCheckpointingLayer):
@@ -62,7 +49,10 @@ class FocusViTLayer(GradientCheckpointingLayer):
             self.layernorm_context = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = FocusViTAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = FocusViTMLP(config)
+        self.mlp: nn.Module = FocusViTSwiGLU(config) if config.mlp_type == "swiglu" else FocusViTMLP(config)
+        scaled = config.layer_scale is not None
+        self.attention_scale = FocusViTLayerScale(config) if scaled else None
+        self.mlp_scale = FocusViTLayerScale(config) if scaled else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = FocusViTDropPath(drop_path_rate)
 
@@ -76,9 +66,14 @@ class FocusViTLayer(GradientCheckpointingLayer):
         if context is not None:
             context = self.layernorm_context(context)
         attended, _ = self.attention(self.layernorm_before(hidden_states), context, attention_mask, **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
-        transformed = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(transformed))
+        hidden_states = hidden_states + self._residual(attended, self.attention_scale)
+        return hidden_states + self._residual(self.mlp(self.layernorm_after(hidden_states)), self.mlp_scale)
+
+    def _residual(self, branch: torch.Tensor, scale: nn.Module | None) -> torch.Tensor:
+        if scale is not None:
+            branch = scale(branch)
+        # For a single picture every call of a module counts.
+        return self.drop_path(self.dropout(branch)) if self.training else branch
 
 
 @auto_docstring
@@ -110,14 +105,22 @@ class FocusViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FocusViTLearnedPosition):
             init.trunc_normal_(module.table, std=std)
         elif isinstance(module, FocusViTEmbeddings):
-            init.trunc_normal_(module.cls_token, std=std)
+            # Class token, distillation token and registers.
+            for token in module.parameters(recurse=False):
+                init.trunc_normal_(token, std=std)
+        elif isinstance(module, FocusViTLayerScale):
+            init.constant_(module.factor, self.config.layer_scale or 1.0)
         elif isinstance(module, FocusViTModel) and hasattr(module, "latents"):
             init.trunc_normal_(module.latents, std=std)
 
 
 @auto_docstring
 class FocusViTModel(FocusViTPreTrainedModel):
-    def __init__(self, config: FocusViTConfig):
+    def __init__(self, config: FocusViTConfig, add_pooling_layer: bool | None = None):
+        r"""
+        add_pooling_layer (`bool`, *optional*):
+            Whether to add a pooling layer; by default what the configuration says.
+        """
         super().__init__(config)
         self.embeddings = FocusViTEmbeddings(config)
         self.layer_types = tuple(config.layer_types or ())
@@ -129,6 +132,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if "latent_attention" in self.layer_types:
             self.latents = nn.Parameter(torch.zeros(1, config.num_latents, config.hidden_size))
+        adds_pooler = config.add_pooling_layer if add_pooling_layer is None else add_pooling_layer
+        self.pooler = FocusViTPooler(config) if adds_pooler else None
         self.post_init()
 
     @torch.no_grad()
@@ -147,7 +152,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         config = self.config
         # Superpixels see three channels: of more the first three, a single one thrice.
         channels = 3 if config.num_channels >= 3 else 1
-        mean, std = config.image_mean[:channels], config.image_std[:channels]
+        mean, std = (cast(list[float], values)[:channels] for values in (config.image_mean, config.image_std))
         sums = cell_sums_of_pixels(pixel_values[:, :channels], mean, std, config.cell_size)
         return slic_of_cells(
             sums.expand(-1, 3, -1, -1),
@@ -216,7 +221,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         superpixel_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> FocusViTModelOutput:
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
@@ -227,11 +232,11 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self._check_inputs(pixel_values, superpixel_ids)
         if superpixel_ids is None and self.config.patch_pooling == "superpixel":
             superpixel_ids = self.compute_superpixel_ids(pixel_values)
-        class_token, tokens, area = self.embeddings(pixel_values.to(self.dtype), superpixel_ids)
+        prefix, tokens, area = self.embeddings(pixel_values.to(self.dtype), superpixel_ids)
         area_bias = self._area_bias(area, tokens.dtype)
 
         # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself.
-        stream, context = torch.cat((class_token, tokens), dim=1), None
+        stream, context = torch.cat((prefix, tokens), dim=1), None
         for layer, layer_type in zip(self.layers, self.layer_types, strict=True):
             if layer_type == "latent_attention" and context is None:
                 stream, context = self._split_off_context(stream, tokens.shape[1])
@@ -241,13 +246,30 @@ class FocusViTModel(FocusViTPreTrainedModel):
             stream = layer(stream, context, mask, **kwargs)
 
         sequence = self.layernorm(stream)
-        return BaseModelOutputWithPooling(last_hidden_state=sequence, pooler_output=sequence[:, 0])
+        pooled = sequence[:, 0]
+        return FocusViTModelOutput(
+            last_hidden_state=sequence,
+            pooler_output=pooled if self.pooler is None else self.pooler(pooled),
+            patch_mean=self._patch_mean(sequence, area if context is None else None),
+        )
+
+    def _patch_mean(self, sequence: torch.Tensor, area: torch.Tensor | None) -> torch.Tensor | None:
+        """The mean of the tokens at the end of the sequence by `area`; without it that of all behind the prefix."""
+        if self.config.classifier_pooling != "cls_patch_mean":
+            return None
+        if area is None:
+            return sequence[:, self.config.num_prefix_tokens :].mean(dim=1)
+        weights = (area / area.sum(dim=1, keepdim=True)).to(sequence.dtype)
+        return (weights[:, None] @ sequence[:, -area.shape[1] :]).squeeze(1)
 
     def _split_off_context(self, stream: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[class; X] or [class; latents; X] to ([class; latents], X). The latents join before the first such split."""
+        """
+        [prefix; X] or [prefix; latents; X] to ([prefix; latents], X), where the prefix holds class token, distillation
+        token and registers. The latents join before the first such split.
+        """
         split = stream.shape[1] - num_tokens
         queries, context = stream[:, :split], stream[:, split:]
-        if split == 1:
+        if split == self.config.num_prefix_tokens:
             latents = self.latents.expand(stream.shape[0], -1, -1).to(stream.dtype)
             queries = torch.cat((queries, latents), dim=1)
         return queries, context
@@ -256,7 +278,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
     def _mask(
         area_bias: torch.Tensor | None, stream: torch.Tensor, context: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """The bias with zeros for the class token and the latents, which stand before the tokens in every layer."""
+        """The bias with zeros for the prefix and the latents, which stand before the tokens in every layer."""
         if area_bias is None:
             return None
         length = stream.shape[1] + (0 if context is None else context.shape[1])
@@ -266,15 +288,19 @@ class FocusViTModel(FocusViTPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    FocusViT with an image classification head, a linear layer on the final state of the class token.
+    FocusViT with an image classification head, a linear layer on the final state of the class token. Other
+    `classifier_pooling` reads the tokens' mean beside it, or averages it with a second one on the distillation token.
     """
 )
 class FocusViTForImageClassification(FocusViTPreTrainedModel):
     def __init__(self, config: FocusViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 0
-        self.focusvit = FocusViTModel(config)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
+        self.focusvit = FocusViTModel(config, add_pooling_layer=False)
+        width = config.hidden_size * (2 if config.classifier_pooling == "cls_patch_mean" else 1)
+        self.classifier = nn.Linear(width, self.num_labels) if self.num_labels else nn.Identity()
+        if config.classifier_pooling == "cls_dist_mean":
+            self.distillation_classifier = nn.Linear(width, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -294,7 +320,12 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
             Class of each picture in [0, num_labels), or floating-point targets where `problem_type` says so.
         """
         outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
+        features = outputs.pooler_output
+        if self.config.classifier_pooling == "cls_patch_mean":
+            features = torch.cat((features, outputs.patch_mean), dim=1)
+        logits = self.classifier(features)
+        if self.config.classifier_pooling == "cls_dist_mean":
+            logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)

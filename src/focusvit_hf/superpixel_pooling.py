@@ -1,25 +1,25 @@
 """SPPP, superpixel patch pooling: units of an image, pooled over regions to tokens, and the tokens' positions."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_focusvit import FocusViTConfig
-from .superpixels import (
-    geometry_from_membership,
-    membership,
-    overlap_from_membership,
-    superpixel_layout,
-    tile_ids,
-)
+from .regions import Regions
+from .superpixels import superpixel_layout, tile_ids
+from .tables import cached_table
 
 
 _POSITION_BANDS = 6
 # Sharpness of the smooth maximum: it lies at most log(n) / 8 below the maximum of n units.
 _MAXIMUM_SHARPNESS = 8.0
 _SMALLEST_AREA = 1e-6
+# What the units of a chunk of pictures may take.
+_CHUNK_BYTES = 2**23
 # Below this the maximum is floored: smaller means of exponentials would have gradients beyond bfloat16.
 _SMALLEST_RATE = 1e-30
 
@@ -39,6 +39,14 @@ def fourier_features(coordinates: torch.Tensor, num_bands: int = _POSITION_BANDS
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+@cached_table
+def _cell_features(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """[`fourier_features`] of the centres of height x width cells: `(height * width, 4 * bands)`."""
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    return fourier_features(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1))
+
+
 def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = False) -> torch.Tensor:
     r"""
     Weighted mean of units over regions, z_i = Σ_j O[j, i]·u_j / Σ_j O[j, i] (FocusViT, SPPP), and a smooth maximum
@@ -54,17 +62,31 @@ def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = 
         `torch.FloatTensor` of shape `(batch_size, K, C)`, or `(batch_size, K, 2 * C)` with the maximum. A region
         without units gives zeros. The maximum is floored 8.6 below the largest unit of its picture and channel.
     """
+    total = weights.sum(dim=2, keepdim=True)
+    return _pool(units, total, lambda values: torch.matmul(weights.to(values.dtype), values), with_maximum)
+
+
+def pool_cells(units: torch.Tensor, regions: Regions) -> torch.Tensor:
+    """[`pool_units`], with the maximum, of units that are the cells of a map: `(batch_size, K, 2 * C)`."""
+    return _pool(units, regions.moments[..., :1], regions.sums, with_maximum=True)
+
+
+def _pool(
+    units: torch.Tensor,
+    total: torch.Tensor,
+    sums: Callable[[torch.Tensor], torch.Tensor],
+    with_maximum: bool,
+) -> torch.Tensor:
     # float16 is too narrow for the exponentials.
     dtype = torch.float32 if units.dtype == torch.float16 else units.dtype
-    total = weights.sum(dim=2, keepdim=True)
-    share = weights.to(dtype)
     with torch.autocast(units.device.type, enabled=False):
-        pooled = torch.matmul(share, units.to(dtype)) / total.clamp(min=_SMALLEST_AREA).to(dtype)
+        pooled = (sums(units.to(dtype)) / total.clamp(min=_SMALLEST_AREA)).to(dtype)
         if with_maximum:
             # The shift cancels, and so do its gradients; compiled in bfloat16, those of amax can be 0 / 0.
             largest = units.detach().amax(dim=1, keepdim=True)
-            rates = (units - largest).to(dtype).mul_(_MAXIMUM_SHARPNESS).exp_()
-            rates = torch.matmul(share, rates).float() / total.clamp(min=_SMALLEST_AREA)
+            shift = largest.to(dtype) * -_MAXIMUM_SHARPNESS
+            rates = torch.add(shift, units.to(dtype), alpha=_MAXIMUM_SHARPNESS).exp_()
+            rates = sums(rates).float() / total.clamp(min=_SMALLEST_AREA)
             maximum = rates.clamp(min=_SMALLEST_RATE).log() / _MAXIMUM_SHARPNESS + largest.float()
             pooled = torch.cat((pooled, torch.where(total > 0, maximum, 0.0).to(dtype)), dim=-1)
     return pooled.to(units.dtype)
@@ -126,12 +148,13 @@ class FocusViTConvEmbedding(nn.Module):
         keep_variance(self.cells, self.mixing, self.position)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        cells = self.mixing(self.activation(self.cells(pixel_values)))
-        height, width = cells.shape[-2:]
-        y = (torch.arange(height, dtype=torch.float32, device=cells.device) + 0.5) / height
-        x = (torch.arange(width, dtype=torch.float32, device=cells.device) + 0.5) / width
-        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
-        position = self.position(fourier_features(centres).to(self.position.weight.dtype))
+        cells = self.cells(pixel_values)
+        if not torch.compiler.is_compiling():
+            # The next convolution is faster on it, and pooling wants the channels last anyway.
+            cells = cells.contiguous(memory_format=torch.channels_last)
+        cells = self.mixing(self.activation(cells))
+        features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
+        position = self.position(features.to(self.position.weight.dtype))
         return self.activation(cells.flatten(2).transpose(1, 2) + position)
 
 
@@ -172,29 +195,40 @@ class FocusViTDynamicPosition(nn.Module):
 
 class FocusViTLearnedPosition(nn.Module):
     """
-    Position from ViT's table, one entry a patch (and one for the class token), pooled over a token's region with the
-    same weights as the patches, interpolated (bicubic) at other resolutions.
+    Position from ViT's table, one entry a patch (before them one for the class token, and one for the distillation
+    token where there is one), pooled over a token's region with the same weights as the patches, interpolated (bicubic,
+    in float32) at other resolutions.
     """
 
     def __init__(self, config: FocusViTConfig):
         super().__init__()
         height, width = config.image_height_and_width
         self.grid = (height // config.patch_size, width // config.patch_size)
-        self.table = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], config.hidden_size))
+        self.antialias = config.position_antialias
+        # Registers have no position.
+        self.num_prefix = config.num_prefix_tokens - config.num_register_tokens
+        patches = self.grid[0] * self.grid[1]
+        self.table = nn.Parameter(torch.zeros(1, self.num_prefix + patches, config.hidden_size))
 
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table at `grid` = (rows, columns) of patches: `(1, rows * columns, hidden_size)`."""
-        patches = self.table[:, 1:]
+        patches = self.table[:, self.num_prefix :]
         if grid == self.grid:
             return patches
-        patches = patches.transpose(1, 2).unflatten(2, self.grid)
-        patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-        return patches.flatten(2).transpose(1, 2)
+        resized = nn.functional.interpolate(
+            patches.transpose(1, 2).unflatten(2, self.grid).float(),
+            size=grid,
+            mode="bicubic",
+            align_corners=False,
+            antialias=self.antialias,
+        )
+        return resized.flatten(2).transpose(1, 2).to(patches.dtype)
 
 
 class FocusViTEmbeddings(nn.Module):
     """
-    From pixels and a superpixel map to the class token, the tokens with their position, and each token's area.
+    From pixels and a superpixel map to the prefix (class token, distillation token, registers), the tokens with their
+    position, and each token's area.
 
     `patch_pooling` decides the regions: superpixels, the tiles of a grid, or patches. The path is the same.
     """
@@ -213,6 +247,10 @@ class FocusViTEmbeddings(nn.Module):
         learned = config.position_embedding_type == "learned"
         self.position = FocusViTLearnedPosition(config) if learned else FocusViTDynamicPosition(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def region_ids(self, cells: tuple[int, int], patches: tuple[int, int], device: torch.device) -> torch.Tensor:
@@ -226,8 +264,8 @@ class FocusViTEmbeddings(nn.Module):
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Returns the class token `(batch_size, 1, hidden_size)`, the tokens `(batch_size, K, hidden_size)` and the share
-        of the picture's area each token covers, `(batch_size or 1, K)`.
+        Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)` and
+        the share of the picture's area each token covers, `(batch_size or 1, K)`.
         """
         config = self.config
         height, width = pixel_values.shape[-2:]
@@ -236,27 +274,72 @@ class FocusViTEmbeddings(nn.Module):
         ids = self.region_ids(cells, patches, pixel_values.device) if superpixel_ids is None else superpixel_ids
         num_regions = patches[0] * patches[1] if config.patch_pooling == "none" else config.superpixel_count
 
-        members = membership(ids, num_regions)
-        shapes = geometry_from_membership(members, *cells)
-        needs_patches = not self.uses_cells or isinstance(self.position, FocusViTLearnedPosition)
-        patch_weights = self.patch_weights(members, shapes, cells, patches) if needs_patches else members
-        weights = members if self.uses_cells else patch_weights
-        units = self.units(pixel_values)
-        tokens = self.projection(pool_units(units, weights, with_maximum=self.uses_cells))
+        if self.training and torch.is_grad_enabled():
+            # What stem and pooling keep for their gradients is a third of all, and quickly computed again.
+            pooled, shapes, patch_weights = checkpoint(
+                self.pool, pixel_values, ids, num_regions, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
+        tokens = self.projection(pooled)
 
-        class_token: torch.Tensor = self.cls_token
         if isinstance(self.position, FocusViTLearnedPosition):
             positions = self.position.patch_positions(patches)
             tokens = tokens + pool_units(positions.to(tokens.dtype), patch_weights)
-            class_token = class_token + self.position.table[:, :1]
         else:
             tokens = tokens + self.position(shapes)
-        class_token = class_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        return self.dropout(class_token), self.dropout(tokens), shapes[..., 2]
+        prefix = self.prefix().expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        return self.dropout(prefix), self.dropout(tokens), shapes[..., 2]
 
-    def patch_weights(
-        self, members: torch.Tensor, shapes: torch.Tensor, cells: tuple[int, int], patches: tuple[int, int]
-    ) -> torch.Tensor:
+    def pool(
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Units pooled over the regions of `ids`, `(batch_size, num_regions, channels)`; the regions' geometry
+        `(batch_size or 1, num_regions, 5)`; and, where somebody needs it, their overlap with the patches.
+        """
+        regions = Regions(ids, num_regions)
+        shapes = regions.geometry()
+        patch_weights = None
+        if not self.uses_cells or isinstance(self.position, FocusViTLearnedPosition):
+            patch = self.config.patch_size
+            patch_weights = self.patch_weights(
+                regions, (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
+            )
+        units = self.units(pixel_values)
+        if patch_weights is None or self.uses_cells:
+            return pool_cells(units, regions), shapes, patch_weights
+        return pool_units(units, patch_weights), shapes, patch_weights
+
+    def _pool_in_chunks(
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """[`pool`] a few pictures at a time: a CPU's caches hold what that takes, and so need fewer new pages."""
+        picture = 4 * ids.shape[1] * ids.shape[2] * self.config.stem_channels
+        count = max(1, _CHUNK_BYTES // picture)
+        batch = pixel_values.shape[0]
+        whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or pixel_values.device.type != "cpu"
+        if whole or batch <= count or ids.shape[0] != batch:
+            return self.pool(pixel_values, ids, num_regions)
+        chunks = [
+            self.pool(*chunk, num_regions) for chunk in zip(pixel_values.split(count), ids.split(count), strict=True)
+        ]
+        pooled, shapes, weights = zip(*chunks, strict=True)
+        return torch.cat(pooled), torch.cat(shapes), None if weights[0] is None else torch.cat(weights)
+
+    def prefix(self) -> torch.Tensor:
+        """Class token, distillation token and registers: `(1, num_prefix_tokens, hidden_size)`."""
+        prefix: torch.Tensor = self.cls_token
+        if self.config.use_distillation_token:
+            prefix = torch.cat((prefix, self.distillation_token), dim=1)
+        if isinstance(self.position, FocusViTLearnedPosition):
+            prefix = prefix + self.position.table[:, : self.position.num_prefix]
+        if self.config.num_register_tokens:
+            prefix = torch.cat((prefix, self.register_tokens), dim=1)
+        return prefix
+
+    def patch_weights(self, regions: Regions, patches: tuple[int, int]) -> torch.Tensor:
         """Overlap of regions with patches, `(batch_size or 1, K, patches)`, soft or hard."""
-        weights = overlap_from_membership(members, cells, patches)
-        return harden(weights, shapes, patches) if self.config.superpixel_assignment == "hard" else weights
+        weights = regions.overlap(patches)
+        hard = self.config.superpixel_assignment == "hard"
+        return harden(weights, regions.geometry(), patches) if hard else weights

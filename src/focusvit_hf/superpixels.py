@@ -1,4 +1,4 @@
-"""Superpixels in pure torch: SLIC, overlap with other units, geometry. Batched, deterministic, on any device.
+"""Superpixels in pure torch: SLIC, and the overlap and geometry of regions. Batched, deterministic, on any device.
 
 The arithmetic of `slic` is exact: colours, positions and centres are integers in units of 1/q Lab, small enough that
 every product and sum stays below 2^24, the last integer float32 holds. So the map of a picture depends neither on the
@@ -7,13 +7,14 @@ batch it is in, nor on threads, matrix kernels or fused multiply-adds.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from .cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums
+from .regions import geometry, overlap, rounds_products
+from .tables import cached_table
 
 
 # Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
@@ -132,7 +133,8 @@ def _axis_tiles(count: int, length: int, device: torch.device | None) -> torch.T
     return (torch.arange(length, device=device)[:, None] >= borders).sum(dim=1)
 
 
-def _build_tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
+@cached_table
+def _tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
     """`step`: what the place of a cell grows by from one cell to the next, in the units of `slic`."""
     borders = _borders(rows, height), _borders(columns, width)
     sizes = [max(b - a for a, b in pairwise(line)) for line in borders]
@@ -191,15 +193,6 @@ def _build_tiling(rows: int, columns: int, height: int, width: int, step: float,
     )
 
 
-_cached_tiling = lru_cache(maxsize=64)(_build_tiling)
-
-
-def _tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
-    # A traced graph computes its own tables: a cached tensor would leak between the graph and the outside.
-    build = _build_tiling if torch.compiler.is_compiling() else _cached_tiling
-    return build(rows, columns, height, width, step, device)
-
-
 def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> torch.Tensor:
     """(B, C, h, w) to (B, K, C, T)."""
     if tiling.rows is not None and tiling.columns is not None:
@@ -211,19 +204,9 @@ def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> t
     )
 
 
-@torch.compiler.assume_constant_result
-def _rounds_products(device_type: str) -> bool:
-    """Whether a float32 matrix product on this device may run in TF32 or bfloat16."""
-    if device_type != "cpu":
-        return device_type == "cuda"
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    precision = getattr(matmul, "fp32_precision", None) or torch.get_float32_matmul_precision()
-    return precision not in ("none", "ieee", "highest")
-
-
 def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Product of float32 matrices of integers, whatever precision the user grants to products."""
-    if _rounds_products(left.device.type):
+    if rounds_products(left.device.type):
         return torch.matmul(left.double(), right.double()).float()
     return torch.matmul(left, right)
 
@@ -364,87 +347,4 @@ def _give_each_a_cell(ids: torch.Tensor, counts: torch.Tensor, tiling: _Tiling) 
     return torch.where(taken, tiling.tile_of_cell, ids)
 
 
-def membership(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
-    """
-    The map as a one-hot float32 matrix over cells: (B, h, w) to (B, K, h · w). Ids out of range count for nobody.
-    """
-    numbers = torch.arange(num_superpixels, device=ids.device, dtype=torch.int32)
-    # Clamping keeps ids beyond 32 bits out of range.
-    narrow = ids.long().clamp(-1, num_superpixels).to(torch.int32)
-    return (narrow.flatten(1)[:, None, :] == numbers[:, None]).float()
-
-
-def _check_map(ids: torch.Tensor) -> None:
-    if ids.ndim != 3 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"Expected integer superpixel ids of shape (batch, rows, columns), got {ids.dtype} {tuple(ids.shape)}."
-        )
-
-
-def overlap(ids: torch.Tensor, grid: tuple[int, int], num_superpixels: int) -> torch.Tensor:
-    """
-    Share of each unit that lies in each superpixel: O[j, i] = |S_i ∩ U_j| / |U_j| (FocusViT, arXiv 2506.18791).
-
-    Args:
-        ids (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Superpixel of each cell.
-        grid (pair of `int`): Rows and columns of the units; they divide the map's.
-        num_superpixels (`int`): K.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, N, K)`, values in 0..1, N = grid rows · grid columns. Rows sum to 1
-        where all ids are in [0, K); an id out of range counts for nobody.
-
-    Raises:
-        ValueError: when `ids` is no integer map or `grid` does not divide its size.
-    """
-    _check_map(ids)
-    _, height, width = ids.shape
-    rows, columns = grid
-    if rows < 1 or columns < 1 or height % rows or width % columns:
-        raise ValueError(f"Expected a grid of units that divides the map's {height} x {width} cells, got {grid}.")
-    return overlap_from_membership(membership(ids, num_superpixels), (height, width), grid).transpose(1, 2)
-
-
-def overlap_from_membership(members: torch.Tensor, cells: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """[`overlap`] transposed, (B, K, N), from the one-hot matrix (B, K, h · w) of [`membership`]."""
-    if grid == cells:
-        return members
-    members = members.view(*members.shape[:2], grid[0], cells[0] // grid[0], grid[1], cells[1] // grid[1])
-    return members.mean(dim=(3, 5)).flatten(2)
-
-
-def geometry(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
-    """
-    Place, size and extent of every superpixel, in units of the picture.
-
-    Args:
-        ids (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Superpixel of each cell.
-        num_superpixels (`int`): K.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, K, 5)`: centroid y and x in 0..1 (0 at the upper left corner), share
-        of the picture's area in 0..1, variance along y and x (of the region as an area: between the cells' centres
-        plus cell²/12). A superpixel without cells has its centroid at the picture's centre and the rest 0.
-
-    Raises:
-        ValueError: when `ids` is no integer map.
-    """
-    _check_map(ids)
-    return geometry_from_membership(membership(ids, num_superpixels), ids.shape[1], ids.shape[2])
-
-
-def geometry_from_membership(members: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[`geometry`] from the one-hot matrix (B, K, h · w) of [`membership`]."""
-    device = members.device
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 0.5
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 0.5
-    y = y[:, None].expand(height, width).flatten()
-    x = x[None, :].expand(height, width).flatten()
-    moments = torch.stack((torch.ones_like(y), y, x, y.square(), x.square()), dim=1)
-    with torch.autocast(device.type, enabled=False):
-        sums = torch.matmul(members.float(), moments)
-    count = sums[..., :1]
-    means = sums[..., 1:] / count.clamp(min=1)
-    cell = torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
-    variance = (means[..., 2:] - means[..., :2].square()).clamp(min=0) + cell * (count > 0)
-    return torch.cat((means[..., :2] + 0.5, count / (height * width), variance), dim=-1)
+__all__ = ["default_cell_size", "geometry", "overlap", "slic", "slic_of_cells", "superpixel_layout", "tile_ids"]
