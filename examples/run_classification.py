@@ -18,7 +18,7 @@ from transformers import EvalPrediction
 
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import EpochCallback, ExponentialMovingAverage, FocusViTTrainer
-from training_arguments import parse_arguments, prepare_output_dir
+from training_arguments import parse_arguments, prepare_output_dir, public_command
 from training_setup import finish, set_up
 
 
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ValueError: On arguments or data that do not fit, before training begins.
     """
     begin = time.time()
-    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, args = parse_arguments(argv)
     checkpoint = prepare_output_dir(args)
     setup = set_up(model_args, data_args, args, checkpoint)
     metric = TopKAccuracy(keep_in_memory=True)
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_eval:
         figures = trainer.evaluate()
     if args.should_save:
-        log = {"log_history": trainer.state.log_history, "resumed_from": checkpoint}
+        command = public_command(__file__, argv, model_args, args)
+        log = {"command": command, "log_history": trainer.state.log_history, "resumed_from": checkpoint}
         figures = finish(model_args, data_args, args, setup, figures, log, begin)
         if figures:
             trainer.log_metrics("final", figures)

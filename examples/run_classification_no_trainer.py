@@ -41,7 +41,7 @@ from focusvit_hf.training import (
     require_finite,
     soft_cross_entropy,
 )
-from training_arguments import TrainingArguments, json_object, parse_arguments, prepare_output_dir
+from training_arguments import TrainingArguments, json_object, parse_arguments, prepare_output_dir, public_command
 from training_setup import Setup, finish, set_up
 
 
@@ -286,7 +286,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ValueError: On arguments or data that do not fit, before training begins.
     """
     begin = time.time()
-    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, args = parse_arguments(argv)
     checkpoint = prepare_output_dir(args, PROGRESS_FILE)
     setup = set_up(model_args, data_args, args, checkpoint)
     loop = Loop(args, setup)
@@ -295,7 +296,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         loop.save_model()
     figures = loop.evaluate() if args.do_eval else {}
     if args.should_save:
-        log = {"log_history": loop.history, "resumed_from": checkpoint}
+        command = public_command(__file__, argv, model_args, args)
+        log = {"command": command, "log_history": loop.history, "resumed_from": checkpoint}
         figures = finish(model_args, data_args, args, setup, figures, log, begin)
         loop.accelerator.print(figures)
     loop.accelerator.end_training()

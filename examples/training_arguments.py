@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -41,6 +42,9 @@ class ModelArguments:
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and converted data are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the trained weights, as the Hub abbreviates it: apache-2.0."}
+    )
     token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})
 
@@ -101,6 +105,10 @@ class TrainingArguments(HfTrainingArguments):
     def folder(self) -> Path:
         """`output_dir` as a path; the Trainer's own default where none was given."""
         return Path(self.output_dir or "trainer_output")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments into every checkpoint, and uploads them.
+        return {**self.__dict__, "hub_token": None}
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
@@ -181,3 +189,13 @@ def public_arguments(
     training = {item.name: getattr(training_args, item.name) for item in fields(training_args) if item.init}
     arguments = {**asdict(model_args), **asdict(data_args), **training}
     return {name: value for name, value in arguments.items() if not name.endswith("token")}
+
+
+def public_command(
+    script: str, argv: Sequence[str], model_args: ModelArguments, training_args: TrainingArguments
+) -> str:
+    """The command that repeats a run, to be given where `examples` is; without access tokens."""
+    command = ["python", f"examples/{Path(script).name}", *argv]
+    for secret in filter(None, (model_args.token, training_args.hub_token)):
+        command = [part.replace(secret, "TOKEN") for part in command]
+    return shlex.join(command)

@@ -27,9 +27,13 @@ from transformers import (
 import focusvit_hf
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.augmentation import AugmentationConfig, FocusViTDataCollator
-from focusvit_hf.files import read_json, write_json
+from focusvit_hf.conversion_loading import licence_of
+from focusvit_hf.files import read_json, write_json, write_whole
+from focusvit_hf.hub import CARD_FILE, TRAINING_LOG_FILE, push_to_hub
 from focusvit_hf.metrics import RankedImageClassificationEvaluator, TopKAccuracy
+from focusvit_hf.model_card import check_identifier, model_card
 from focusvit_hf.training import SeededCollator
+from focusvit_hf.training_record import TrainingRecord, hub_name
 from training_arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from training_data import as_rows, class_names, load_pictures
 
@@ -70,6 +74,7 @@ def set_up(
     Raises:
         ValueError: On arguments, pictures or labels that do not fit.
     """
+    check_identifier("--license", model_args.license)
     level = args.get_process_log_level()
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
     transformers.utils.logging.set_verbosity(level)
@@ -238,11 +243,12 @@ def finish(
     begin: float,
 ) -> dict[str, float]:
     """
-    Measures the saved model on the test split, unless that is switched off, and writes the log of the run.
+    Measures the saved model on the test split, unless that is switched off, writes the log of the run and the model's
+    card, and pushes both with the model where that was asked for.
 
     Args:
         figures (`dict[str, float]`): What was measured so far.
-        log (`dict`): More to be written: the history of the run, the checkpoint it began from.
+        log (`dict`): More to be written: the command, the history of the run, the checkpoint it began from.
         begin (`float`): `time.time()` at the beginning.
 
     Returns:
@@ -260,7 +266,30 @@ def finish(
         "versions": versions(),
         "wall_time_seconds": round(time.time() - begin, 1),
     }
-    write_json(args.folder / ("training_log.json" if args.do_train else "evaluation_log.json"), content)
+    if not args.do_train:
+        write_json(args.folder / "evaluation_log.json", content)
+        return figures
+    # What a card tells cannot be found out later, when the folders of data and model may be elsewhere.
+    content |= {
+        "dataset_id": hub_name(data_args.dataset_name),
+        "evaluation_split": "validation" if "validation" in setup.splits else "test",
+        "pictures": {} if data_args.streaming else {name: len(split) for name, split in setup.splits.items()},
+        **(licence_of(model_args.model_name_or_path) if model_args.model_name_or_path else {}),
+        **({"license": model_args.license} if model_args.license else {}),
+    }
+    write_json(args.folder / TRAINING_LOG_FILE, content)
+    name = Path(args.hub_model_id or args.folder.resolve()).name
+    record = TrainingRecord.from_log(content)
+    card = model_card(setup.model, name, location=args.folder.as_posix(), record=record)
+    write_whole(args.folder / CARD_FILE, str(card).encode())
+    if args.push_to_hub:
+        push_to_hub(
+            args.folder,
+            args.hub_model_id or name,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
     return figures
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from focusvit_hf.files import write_json, write_whole
+from focusvit_hf.files import new_folder, write_json, write_whole
 
 
 def test_files_are_replaced_and_folders_made(tmp_path):
@@ -35,3 +35,31 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(failing, tmp_path, mon
         write_json(path, {"old": False})
     assert json.loads(path.read_text()) == {"old": True}
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_whole(there, tmp_path):
+    folder = tmp_path / "above" / "new"
+    if there:
+        folder.mkdir(parents=True)
+    # What a process that was killed left.
+    leftover = folder.with_name(".new.incomplete")
+    write_whole(leftover / "old.bin", b"old")
+    with new_folder(folder) as staging:
+        write_whole(staging / "inner" / "file.bin", b"content")
+        assert not folder.exists() or not os.listdir(folder)
+    assert (folder / "inner" / "file.bin").read_bytes() == b"content"
+    assert os.listdir(folder.parent) == ["new"] and os.listdir(folder) == ["inner"]
+
+
+def test_a_folder_that_fails_or_that_holds_something_stays_as_it_was(tmp_path):
+    with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "new") as staging:
+        write_whole(staging / "file.bin", b"content")
+        raise RuntimeError("half-way")
+    assert os.listdir(tmp_path) == []
+    write_whole(tmp_path / "old" / "file.bin", b"content")
+    for taken in (tmp_path / "old", tmp_path / "old" / "file.bin"):
+        with pytest.raises(ValueError, match="expected a new or an empty folder"), new_folder(taken):
+            pass
+    assert (tmp_path / "old" / "file.bin").read_bytes() == b"content"
+    assert os.listdir(tmp_path) == ["old"] and os.listdir(tmp_path / "old") == ["file.bin"]

@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all, and JSON read with clear errors."""
+"""Files and folders that are written whole or not at all, and JSON read with clear errors."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,33 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """
+    A new folder that appears whole or not at all: gives another one beside it to write into, which takes the name
+    `folder` at the end, and is removed where the writing fails.
+
+    Args:
+        folder (`Path`): Its name; folders above it are made where they are missing.
+
+    Raises:
+        ValueError: when there is such a file, or such a folder with anything in it: nothing is ever replaced.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"expected a new or an empty folder, got {folder}, which holds something already")
+    staging = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

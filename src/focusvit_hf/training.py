@@ -21,6 +21,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .files import write_whole
+from .model_card import trainer_card
+from .modeling_focusvit import FocusViTPreTrainedModel
+
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -309,6 +313,29 @@ class FocusViTTrainer(Trainer):
             replace_files(staging, target)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """
+        Writes the card of [`~model_card.trainer_card`] to the output folder, instead of the base class's draft, which
+        others than FocusViTs get. The language, the task and the arguments of a data set have no place in it.
+        """
+        if not isinstance(self._plain_model, FocusViTPreTrainedModel):
+            about = (language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args)
+            super().create_model_card(*about)
+        elif self.is_world_process_zero():
+            card = trainer_card(self, model_name, license, tags, finetuned_from, dataset, dataset_tags)
+            write_whole(Path(self.args.output_dir or ".") / "README.md", str(card).encode())
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         return self.ema.applied(self._plain_model) if self.ema is not None else contextlib.nullcontext()
