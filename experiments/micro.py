@@ -1,0 +1,177 @@
+"""
+Trains the variants of a question at micro scale: Imagenette at 96 px, 20 epochs, a few minutes a run.
+
+    python experiments/micro.py controls_36 --seeds 0 1 2
+    python experiments/micro.py attention --variants full latent_8 --epochs 1
+
+Each run writes `experiments/results/<question>/<variant>-seed<n>.json`, with every test picture's outcome, and its
+weights beside the cached pictures; a run whose JSON is there is left out, so the same command goes on after a stop.
+`--split validation` trains on four fifths of the training pictures and measures on the rest, for everything that is
+chosen; its results lie in `experiments/results/<question>-validation`. `tables.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from focusvit_hf import FocusViTConfig
+from focusvit_hf.benchmark import environment
+from focusvit_hf.files import read_json, write_json
+from heap import keep_heap
+from micro_data import CACHE, DATA, SPLITS, training_and_evaluation
+from micro_training import Recipe, correct, intended, num_parameters, save_model, settings, train
+from questions import QUESTIONS
+
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def packed(outcome: np.ndarray) -> str:
+    """Outcomes `(count,)` bool as text: bits, first picture first, in base 64."""
+    return base64.b64encode(np.packbits(outcome).tobytes()).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The inverse of [`packed`]."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
+
+
+def folder_of(question: str, split: str) -> str:
+    """Name of the folder that holds a question's results on a split."""
+    return question if split == "test" else f"{question}-{split}"
+
+
+def run(
+    question: str,
+    name: str,
+    variant: Mapping[str, Any],
+    seed: int,
+    split: str,
+    data: Path = DATA,
+    cache: Path = CACHE,
+    results: Path = RESULTS,
+    **recipe: Any,
+) -> dict[str, Any]:
+    """
+    Trains and measures one variant with one seed, saves its weights below `cache` and its result below `results`.
+
+    Args:
+        question (`str`), name (`str`): Where the files belong.
+        variant (mapping), seed (`int`), recipe: See `micro_training.train`.
+        split (`str`): What it is measured on, see `micro_data.training_and_evaluation`.
+
+    Returns:
+        `dict`: What the JSON holds.
+    """
+    config, _ = settings(variant, **recipe)
+    training, evaluation = training_and_evaluation(data, config.image_height_and_width[0], split, cache)
+    begin = time.perf_counter()
+    trained = train(variant, seed, training, **recipe)
+    outcome = correct(trained, evaluation)
+    folder = folder_of(question, split)
+    stem = f"{name}-seed{seed}"
+    save_model(trained.model, cache / "weights" / folder / stem)
+    result = {
+        "question": question,
+        "variant": name,
+        "changes": dict(variant),
+        **intended(config, trained.recipe),
+        "split": split,
+        "seed": seed,
+        "tokens": config.num_tokens,
+        "parameters": num_parameters(config),
+        "pictures": len(evaluation),
+        "accuracy": float(outcome.mean()),
+        "correct": packed(outcome),
+        "history": trained.history,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "environment": environment(torch.device("cpu"), getattr(torch, trained.recipe.precision), seed),
+    }
+    write_json(results / folder / f"{stem}.json", result)
+    return result
+
+
+def unfinished(
+    question: str, names: Sequence[str], seeds: Sequence[int], split: str, results: Path = RESULTS, **recipe: Any
+) -> list[tuple[str, int]]:
+    """
+    The runs whose result is not there, seed by seed: `(name, seed)`.
+
+    Raises:
+        ValueError: when a result that is there is one of another configuration or recipe.
+    """
+    variants = QUESTIONS[question]().variants
+    wanted = {name: intended(*settings(variants[name], **recipe)) for name in names}
+    # What a field that came later was before: its default.
+    before = intended(FocusViTConfig(), Recipe())
+    todo = []
+    for seed in seeds:
+        for name in names:
+            path = results / folder_of(question, split) / f"{name}-seed{seed}.json"
+            if not path.is_file():
+                todo.append((name, seed))
+                continue
+            there = read_json(path)
+            for part, values in wanted[name].items():
+                known = {**before[part], **there[part]}
+                other = {key: known[key] for key in values if known[key] != values[key]}
+                if other:
+                    raise ValueError(f"Expected {path} with { ({key: values[key] for key in other}) }, got {other}.")
+    return todo
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is not finished, in as many processes as asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--variants", nargs="+", help="Names of variants; by default all of the question.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="Pictures and weights; outside the repository.")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    question, split, results = arguments.question, arguments.split, arguments.results
+    variants = QUESTIONS[question]().variants
+    names = arguments.variants or list(variants)
+    unknown = sorted(set(names) - set(variants))
+    if unknown:
+        raise ValueError(f"Expected variants from {list(variants)}, got {unknown}.")
+    recipe = {"epochs": arguments.epochs}
+    todo = unfinished(question, names, arguments.seeds, split, results, **recipe)
+    print(f"{len(todo)} runs, {len(names) * len(arguments.seeds) - len(todo)} finished before", flush=True)
+    if not todo:
+        return
+    # Once, before the processes that read the cache.
+    sizes = {settings(variants[name])[0].image_height_and_width[0] for name, _ in todo}
+    for size in sizes:
+        training_and_evaluation(arguments.data, size, split, arguments.cache)
+    # One thread each: two runs side by side cost less than one on two threads, and other work slows them less.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        jobs = {}
+        for name, seed in todo:
+            options = {"data": arguments.data, "cache": arguments.cache, "results": results, **recipe}
+            jobs[pool.submit(run, question, name, variants[name], seed, split, **options)] = f"{name}, seed {seed}"
+        for job in as_completed(jobs):
+            result = job.result()
+            print(f"{jobs[job]}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()

@@ -1,0 +1,170 @@
+"""The questions asked at micro scale: for each the variants that answer it, as plain dicts of what they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from micro_training import BASE, num_parameters, settings
+
+
+Variant = dict[str, Any]
+# Controls have as many parameters as the variant they are compared with, within this share.
+PARAMETER_TOLERANCE = 0.05
+LATENT = {"layer_types": "latent_attention"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    Args:
+        asks (`str`): What is asked.
+        control (`str`): The variant that the others are compared with.
+        variants (`dict`): By name what each changes, see `micro_training.settings`.
+    """
+
+    asks: str
+    control: str
+    variants: dict[str, Variant]
+
+
+def parameters_matched(variant: Mapping[str, Any], reference: Mapping[str, Any]) -> Variant:
+    """
+    The variant with an MLP as wide as it takes to own as many parameters as `reference` (or of width 1 where all else
+    owns more); as it is where the numbers are within [`PARAMETER_TOLERANCE`] already.
+    """
+    wanted, config = num_parameters(settings(reference)[0]), settings(variant)[0]
+    excess = num_parameters(config) - wanted
+    if abs(excess) <= PARAMETER_TOLERANCE * wanted:
+        return dict(variant)
+    a_unit = config.num_hidden_layers * (2 * config.hidden_size + 1)
+    return {**variant, "intermediate_size": max(1, config.intermediate_size - round(excess / a_unit))}
+
+
+def controls(num_superpixels: int, **changes: Any) -> Question:
+    """
+    FocusViT at K tokens against everything that could take its place: a grid, random regions, another picture's
+    superpixels, larger patches, and the dense ViTs, linear and with the same stem, which have more tokens.
+    """
+    superpixel: Variant = {"num_superpixels": num_superpixels, **changes}
+    size, cell = BASE["image_size"], BASE["superpixel_cell_size"]
+    # The largest patches that give no fewer tokens.
+    side = max(s for s in range(cell, size + 1, cell) if size % s == 0 and (size // s) ** 2 >= num_superpixels)
+    linear = {**changes, "patch_pooling": "none", "embedding_type": "patch"}
+    variants = {
+        "superpixel": superpixel,
+        "grid": {**superpixel, "patch_pooling": "grid"},
+        "random": {**superpixel, "regions": "random"},
+        "other_picture": {**superpixel, "regions": "other_picture"},
+        "dense_linear": linear,
+        "dense_stem": {**changes, "patch_pooling": "none"},
+        "superpixel_latent": {**superpixel, **LATENT},
+        "grid_latent": {**superpixel, **LATENT, "patch_pooling": "grid"},
+    }
+    variants = {name: parameters_matched(variant, superpixel) for name, variant in variants.items()}
+    larger = {**linear, "patch_size": side}
+    matched = parameters_matched(larger, superpixel)
+    # At four tokens the embedding alone owns more parameters than the whole of FocusViT.
+    if matched.get("intermediate_size") != 1:
+        variants["larger_patches"] = matched
+    if matched != larger:
+        variants["larger_patches_unmatched"] = larger
+    return Question("What could take the place of FocusViT at these tokens?", "grid", variants)
+
+
+def tokens() -> Question:
+    """Few tokens and fewer, pooled over superpixels and over a grid."""
+    variants: dict[str, Variant] = {}
+    for count in (64, 49, 36, 25, 16, 9, 4):
+        variants[f"superpixel_{count}"] = {"num_superpixels": count}
+        variants[f"grid_{count}"] = {"num_superpixels": count, "patch_pooling": "grid"}
+    return Question("How few tokens are enough?", "grid_36", variants)
+
+
+def attention() -> Question:
+    """Latent attention against full attention on the same superpixels, and the stacks between."""
+    variants: dict[str, Variant] = {"full": {}}
+    variants |= {f"latent_{count}": {**LATENT, "num_latents": count} for count in (4, 8, 16)}
+    kinds = ["full_attention"] * 2 + ["latent_attention"] * 2
+    variants["full_then_latent"] = {"layer_types": kinds}
+    variants["latent_then_full"] = {"layer_types": kinds[::-1]}
+    variants["latent_8_area_bias"] = {**LATENT, "attention_area_bias": True}
+    variants["full_area_bias"] = {"attention_area_bias": True}
+    return Question("What does latent attention cost?", "full", variants)
+
+
+def position() -> Question:
+    """Position from a token's geometry against a table pooled like the patches."""
+    kinds: dict[str, Variant] = {
+        "superpixel": {},
+        "grid": {"patch_pooling": "grid"},
+        "larger_patches": {"patch_pooling": "none", "embedding_type": "patch", "patch_size": 16},
+        "dense_stem": {"patch_pooling": "none"},
+    }
+    variants = dict(kinds)
+    variants |= {f"{name}_learned": {**kind, "position_embedding_type": "learned"} for name, kind in kinds.items()}
+    return Question(
+        "Is a position from geometry as good as a table?",
+        "superpixel",
+        {name: parameters_matched(variant, {}) for name, variant in variants.items()},
+    )
+
+
+def slic_settings() -> Question:
+    """Compactness and iterations of SLIC, alike in training and in the test."""
+    variants: dict[str, Variant] = {"base": {}}
+    variants |= {f"compactness_{value}": {"superpixel_compactness": float(value)} for value in (3, 5, 20, 40)}
+    variants |= {f"iterations_{value}": {"superpixel_iterations": value} for value in (1, 2, 10)}
+    return Question("Which compactness, and how many iterations?", "base", variants)
+
+
+def stem() -> Question:
+    """Width of the stem and size of its cells."""
+    variants: dict[str, Variant] = {"base": {}}
+    variants |= {f"channels_{value}": {"stem_channels": value} for value in (16, 48, 64, 96)}
+    variants |= {f"cells_{value}": {"superpixel_cell_size": value} for value in (2, 8)}
+    return Question("How wide a stem, and how small its cells?", "base", variants)
+
+
+def elastic() -> Question:
+    """K and compactness drawn anew for each batch, so that one checkpoint serves several K."""
+    drawn = {"train_num_superpixels": (16, 18, 25, 36, 49, 64, 72)}
+    variants: dict[str, Variant] = {
+        "fixed": {},
+        "drawn_k": drawn,
+        "drawn_compactness": {"train_compactness": (5.0, 20.0)},
+        "drawn_both": {**drawn, "train_compactness": (5.0, 20.0)},
+        "grid_fixed": {"patch_pooling": "grid"},
+        "grid_drawn_k": {**drawn, "patch_pooling": "grid"},
+    }
+    return Question("Can one checkpoint serve several K?", "fixed", variants)
+
+
+def training() -> Question:
+    """Whether the harness itself may be as it is: bfloat16, the averaged weights, the rate, mixed pictures."""
+    variants: dict[str, Variant] = {
+        "base": {},
+        "float32": {"precision": "float32"},
+        "averaged": {"ema_decay": 0.99},
+        "rate_2e-3": {"learning_rate": 2e-3},
+        "cutmix": {"cutmix_alpha": 1.0},
+        "layers_6": {"num_hidden_layers": 6},
+    }
+    return Question("Is the harness itself in order?", "base", variants)
+
+
+QUESTIONS: dict[str, Callable[[], Question]] = {
+    "controls_49": lambda: controls(49),
+    "controls_36": lambda: controls(36),
+    "controls_16": lambda: controls(16),
+    "controls_9": lambda: controls(9),
+    "controls_4": lambda: controls(4),
+    "tokens": tokens,
+    "attention": attention,
+    "position": position,
+    "slic": slic_settings,
+    "stem": stem,
+    "elastic": elastic,
+    "training": training,
+}

@@ -1,0 +1,203 @@
+"""
+Measures trained models on pictures they were not trained for: corrupted, stretched, larger, with other K.
+
+    python experiments/robustness.py controls_36 --control dense_stem --seeds 0 1 2
+
+Reads the weights that `micro.py` left in its cache, measures each variant of the question on the test split as it is
+and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts is the change
+from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from corruptions import CORRUPTIONS
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.benchmark import environment
+from focusvit_hf.files import write_json, write_whole
+from focusvit_hf.superpixels import superpixel_layout
+from heap import keep_heap
+from micro_data import CACHE, DATA, Pictures, load_pictures
+from micro_training import load_model, predict, settings
+from paired_bootstrap import MARGINS, paired_bootstrap
+from questions import QUESTIONS
+from tables import TABLES
+
+
+# Of the number of superpixels in training.
+K_RATIOS = (0.5, 0.75, 1.5, 2.0)
+Outcomes = dict[str, np.ndarray]
+
+
+def realisable(count: float, config: FocusViTConfig) -> int:
+    """The number nearest to `count` that can be laid out on a picture of the configuration's size."""
+    cells = tuple(side // config.cell_size for side in config.image_height_and_width)
+    for candidate in sorted(range(1, 2 * round(count) + 2), key=lambda k: abs(k - count)):
+        try:
+            superpixel_layout(candidate, *cells)
+        except ValueError:
+            continue
+        return candidate
+    raise AssertionError("a square picture takes one superpixel")
+
+
+@contextmanager
+def num_superpixels(model: FocusViTForImageClassification, count: int) -> Iterator[None]:
+    """Within this context the model pools to `count` tokens."""
+    kept = model.config.num_superpixels
+    model.config.num_superpixels = count
+    try:
+        yield
+    finally:
+        model.config.num_superpixels = kept
+
+
+def measure(
+    model: FocusViTForImageClassification,
+    pictures: Pictures,
+    larger: Pictures | None = None,
+    regions: str = "superpixel",
+    corruptions: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = CORRUPTIONS,
+) -> Outcomes:
+    """
+    Whether each picture is right, by condition: `"clean"`, each corruption, `"larger"`, and `"k_<number>"`.
+
+    Args:
+        model (`FocusViTForImageClassification`): A dense model is measured at its own number of tokens only.
+        pictures ([`Pictures`]): The test split at the size of training.
+        larger ([`Pictures`], *optional*): The same pictures with more pixels.
+        regions (`str`): What the model was trained with, see `regions.region_ids`.
+        corruptions (mapping): What is done to the pictures.
+    """
+
+    def right(images: torch.Tensor) -> np.ndarray:
+        return (predict(model, images, regions).argmax(dim=1) == pictures.labels).numpy()
+
+    result = {"clean": right(pictures.images)}
+    changed = {name: corrupt(pictures.images) for name, corrupt in corruptions.items()}
+    if larger is not None:
+        changed["larger"] = larger.images
+    for name, images in changed.items():
+        # Very large patches do not divide every stretched picture.
+        if all(side % model.config.patch_size == 0 for side in images.shape[2:]):
+            result[name] = right(images)
+    if model.config.patch_pooling != "none":
+        for ratio in K_RATIOS:
+            count = realisable(ratio * model.config.superpixel_count, model.config)
+            with num_superpixels(model, count):
+                result[f"k_{count}"] = right(pictures.images)
+    return result
+
+
+def rows_of(measured: Mapping[str, Mapping[int, Outcomes]], control: str, margin: float) -> list[dict[str, Any]]:
+    """
+    One row for each variant and condition: the accuracy, the drop from the clean pictures with its interval, and how
+    much smaller (positive) or larger the drop is than the control's.
+
+    Args:
+        measured (mapping): By variant and seed what [`measure`] returned.
+        control (`str`): The variant compared with. A condition it does not know is not compared.
+        margin (`float`): See `Difference.verdict`.
+    """
+    rows = []
+    for variant, runs in measured.items():
+        seeds = sorted(runs)
+        for condition in runs[seeds[0]]:
+            scores = np.stack([runs[seed][condition] for seed in seeds])
+            clean = np.stack([runs[seed]["clean"] for seed in seeds])
+            row: dict[str, Any] = {
+                "variant": variant,
+                "condition": condition,
+                "seeds": seeds,
+                "accuracy": float(scores.mean()),
+            }
+            if condition != "clean":
+                row["change"] = asdict(paired_bootstrap(scores, clean))
+            common = [seed for seed in seeds if seed in measured[control]]
+            comparable = all(condition in measured[control][seed] for seed in common)
+            if condition != "clean" and variant != control and common and comparable:
+                own, others = (_changes(measured[name], condition, common) for name in (variant, control))
+                difference = paired_bootstrap(own, others)
+                row |= {"difference": asdict(difference), "verdict": difference.verdict(margin)}
+            rows.append(row)
+    return rows
+
+
+def _changes(runs: Mapping[int, Outcomes], condition: str, seeds: Sequence[int]) -> np.ndarray:
+    return np.stack([runs[seed][condition].astype(float) - runs[seed]["clean"] for seed in seeds])
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
+    """The rows as a table to read."""
+    lines = [
+        f"| condition | variant | accuracy | change (95 %) | less lost than {control} (95 %) | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["condition"] != "clean", row["condition"])):
+        cells = [row["condition"], row["variant"], f"{100 * row['accuracy']:.1f}"]
+        for key in ("change", "difference"):
+            values = row.get(key)
+            ends = [100 * values[end] for end in ("mean", "low", "high")] if values else []
+            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends) if ends else "")
+        lines.append("| " + " | ".join([*cells, row.get("verdict", "")]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures every run of the question whose weights are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--variants", nargs="+", help="By default all whose weights are there.")
+    parser.add_argument("--control", help="Whose drop the others' is compared with; by default the question's own.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--larger", type=int, default=192, help="Side in pixels of the larger pictures.")
+    parser.add_argument("--limit", type=int, help="Measure on the first so many pictures.")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
+    parser.add_argument("--tables", type=Path, default=TABLES)
+    arguments = parser.parse_args(argv)
+    question = QUESTIONS[arguments.question]()
+    control = arguments.control or question.control
+    take = slice(arguments.limit)
+    load = partial(load_pictures, arguments.data, "test", cache=arguments.cache)
+    larger = load(size=arguments.larger)[take]
+    measured: dict[str, dict[int, Outcomes]] = {}
+    for variant in arguments.variants or question.variants:
+        config, recipe = settings(question.variants[variant])
+        for seed in arguments.seeds:
+            folder = arguments.cache / "weights" / arguments.question / f"{variant}-seed{seed}"
+            if not folder.is_dir():
+                continue
+            pictures = load(size=config.image_height_and_width[0])[take]
+            outcomes = measure(load_model(folder), pictures, larger, recipe.regions)
+            measured.setdefault(variant, {})[seed] = outcomes
+            print(variant, seed, {name: round(float(right.mean()), 3) for name, right in outcomes.items()}, flush=True)
+    if control not in measured:
+        raise ValueError(f"Expected weights of the control {control!r}, got only those of {sorted(measured)}.")
+    rows = rows_of(measured, control, MARGINS["imagenette"])
+    content = {
+        "question": arguments.question,
+        "control": control,
+        "larger": arguments.larger,
+        "environment": environment(torch.device("cpu"), torch.float32),
+        "rows": rows,
+    }
+    stem = f"{arguments.question}-robustness"
+    write_json(arguments.tables / f"{stem}.json", content)
+    write_whole(arguments.tables / f"{stem}.md", markdown(rows, control).encode())
+    print(markdown(rows, control))
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()

@@ -1,0 +1,148 @@
+"""
+Makes the table of a question from the results of its runs: accuracies, and differences to a control with intervals.
+
+    python experiments/tables.py controls_36 attention
+    python experiments/tables.py tokens --control grid_16
+
+Writes `experiments/tables/<question>.json` and `.md`. Differences are paired over pictures and over the seeds that
+both have, see `paired_bootstrap.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focusvit_hf.files import read_json, write_json, write_whole
+from micro import RESULTS, folder_of, unpacked
+from micro_data import SPLITS
+from paired_bootstrap import MARGINS, paired_bootstrap
+from questions import PARAMETER_TOLERANCE, QUESTIONS
+
+
+TABLES = RESULTS.parent / "tables"
+Results = dict[str, dict[int, dict[str, Any]]]
+
+
+def collect(folder: Path) -> Results:
+    """The results in a folder, by variant and seed."""
+    found: Results = {}
+    for path in sorted(folder.glob("*-seed*.json")):
+        result = read_json(path)
+        found.setdefault(result["variant"], {})[result["seed"]] = result
+    return found
+
+
+def outcomes(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
+    """Whether each picture was right in each run, `(seeds, pictures)` bool."""
+    return np.stack([unpacked(runs[seed]["correct"], runs[seed]["pictures"]) for seed in seeds])
+
+
+def table(found: Results, control: str, margin: float = MARGINS["imagenette"]) -> list[dict[str, Any]]:
+    """
+    One row a variant, the control first, then by accuracy.
+
+    Args:
+        found (`dict`): By variant and seed the results of [`collect`].
+        control (`str`): The variant that the others are compared with.
+        margin (`float`): See `Difference.verdict`.
+
+    Returns:
+        `list[dict]`: `variant, tokens, parameters, parameter_ratio, seeds, accuracy` (mean over seeds), `accuracies`,
+        `minutes` and, but for the control, `difference` (a dict) and `verdict`, where both have a seed in common.
+
+    Raises:
+        ValueError: when there is no result of the control.
+    """
+    if control not in found:
+        raise ValueError(f"Expected results of the control {control!r}, got only {sorted(found)}.")
+    own = next(iter(found[control].values()))["parameters"]
+    rows = []
+    for variant, runs in found.items():
+        seeds = sorted(runs)
+        first = runs[seeds[0]]
+        accuracies = [runs[seed]["accuracy"] for seed in seeds]
+        row = {
+            "variant": variant,
+            "tokens": first["tokens"],
+            "parameters": first["parameters"],
+            "parameter_ratio": round(first["parameters"] / own, 4),
+            "seeds": seeds,
+            "accuracy": float(np.mean(accuracies)),
+            "accuracies": accuracies,
+            "minutes": round(float(np.mean([runs[seed]["seconds"] for seed in seeds])) / 60, 1),
+        }
+        common = [seed for seed in seeds if seed in found[control]]
+        if variant != control and common:
+            difference = paired_bootstrap(outcomes(runs, common), outcomes(found[control], common))
+            row |= {"difference": asdict(difference), "verdict": difference.verdict(margin)}
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["variant"] != control, -row["accuracy"]))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table to read; parameters that differ from the control's by more than allowed are marked."""
+    control = rows[0]["variant"]
+    lines = [
+        f"| variant | tokens | parameters | seeds | accuracy | difference to {control} (95 %) | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        mark = " !" if abs(row["parameter_ratio"] - 1) > PARAMETER_TOLERANCE else ""
+        interval = ""
+        if "difference" in row:
+            mean, low, high = (100 * row["difference"][key] for key in ("mean", "low", "high"))
+            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        cells = (
+            row["variant"],
+            row["tokens"],
+            f"{row['parameters'] / 1000:.0f} k{mark}",
+            len(row["seeds"]),
+            f"{100 * row['accuracy']:.1f}",
+            interval,
+            row.get("verdict", "control" if row["variant"] == control else ""),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes and prints the tables asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="+", choices=QUESTIONS)
+    parser.add_argument("--control", help="Another control than the question's own.")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--margin", type=float, default=MARGINS["imagenette"], help="Of 'not worse', in 0..1.")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tables", type=Path, default=TABLES)
+    arguments = parser.parse_args(argv)
+    for question in arguments.questions:
+        name = folder_of(question, arguments.split)
+        asked = QUESTIONS[question]()
+        control = arguments.control or asked.control
+        found = collect(arguments.results / name)
+        rows = table(found, control, arguments.margin)
+        first = next(iter(found[control].values()))
+        content = {
+            "question": question,
+            "asks": asked.asks,
+            "split": arguments.split,
+            "control": control,
+            "margin": arguments.margin,
+            "epochs": first["recipe"]["epochs"],
+            "environment": first["environment"],
+            "rows": rows,
+        }
+        stem = name if arguments.control is None else f"{name}-against-{control}"
+        write_json(arguments.tables / f"{stem}.json", content)
+        write_whole(arguments.tables / f"{stem}.md", markdown(rows).encode())
+        print(f"{stem}\n{markdown(rows)}")
+
+
+if __name__ == "__main__":
+    main()

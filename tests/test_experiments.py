@@ -1,0 +1,406 @@
+"""The harness of the experiments: pictures, regions, training at micro scale, intervals, tables, changed pictures."""
+
+import json
+import re
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from skimage.measure import label
+
+from blobs import ROOT, blobs
+from focusvit_hf.superpixels import slic
+
+
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import corruptions  # isort: skip
+import micro  # isort: skip
+import micro_training  # isort: skip
+import robustness  # isort: skip
+import tables  # isort: skip
+from micro_data import Pictures, load_pictures, training_and_evaluation  # isort: skip
+from paired_bootstrap import Difference, paired_bootstrap  # isort: skip
+from questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched  # isort: skip
+from regions import random_regions, region_ids  # isort: skip
+
+
+TINY = {
+    "image_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "stem_channels": 8,
+    "num_superpixels": 4,
+    "num_labels": 3,
+}
+SHORT = {"epochs": 2, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """48 blobs of 32 pixels, three classes."""
+    rows = blobs(48)
+    images = np.stack([np.asarray(image).transpose(2, 0, 1) for image in rows["image"]])
+    return Pictures(torch.from_numpy(images).contiguous(), torch.tensor(rows["label"]))
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    """The same kind of pictures as a data set in files."""
+    folder = tmp_path_factory.mktemp("blobs")
+    for split, first, count in (("train", 0, 40), ("test", 100, 10)):
+        blobs(count, first).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+# Pictures
+
+
+def test_pictures_are_shrunk_once_and_kept(parquet, tmp_path, monkeypatch):
+    pictures = load_pictures(parquet, "test", 16, tmp_path)
+    assert pictures.images.shape == (10, 3, 16, 16) and pictures.images.dtype == torch.uint8
+    assert pictures.labels.tolist() == [number % 3 for number in range(100, 110)]
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    again = load_pictures(parquet, "test", 16, tmp_path)
+    assert torch.equal(again.images, pictures.images)
+
+
+def test_what_is_held_out_is_not_trained_on(parquet, tmp_path):
+    everything, test = training_and_evaluation(parquet, 32, "test", tmp_path)
+    training, validation = training_and_evaluation(parquet, 32, "validation", tmp_path)
+    assert (len(everything), len(test), len(training), len(validation)) == (40, 10, 32, 8)
+    seen = {image.numpy().tobytes() for image in training.images}
+    assert not any(image.numpy().tobytes() in seen for image in validation.images)
+    with pytest.raises(ValueError, match="Expected split to be one of"):
+        training_and_evaluation(parquet, 32, "train", tmp_path)
+
+
+# Regions
+
+
+@pytest.mark.parametrize(("count", "cells"), [(36, (24, 24)), (10, (9, 17)), ((3, 2), (7, 11))], ids=str)
+def test_random_regions_are_connected_and_all_there(count, cells):
+    ids = random_regions(6, count, cells, torch.Generator().manual_seed(3))
+    total = count if isinstance(count, int) else count[0] * count[1]
+    for one in ids.numpy():
+        assert sorted(np.unique(one)) == list(range(total))
+        assert label(one + 1, connectivity=1).max() == total
+    assert not torch.equal(ids[0], ids[1])
+    assert torch.equal(ids, random_regions(6, count, cells, torch.Generator().manual_seed(3)))
+
+
+def test_regions_of_another_picture_are_superpixels_of_the_one_before(pictures):
+    images = pictures.images[:4]
+    ids = region_ids(images, "other_picture", 4, 10.0, 5, 4)
+    assert torch.equal(ids, slic(images, 4, 10.0, 5, 4)[[3, 0, 1, 2]])
+    with pytest.raises(ValueError, match="Expected regions to be one of"):
+        region_ids(images, "voronoi", 4, 10.0, 5, 4)
+
+
+# Intervals
+
+
+def test_one_seed_gives_the_normal_approximation():
+    rng = np.random.default_rng(1)
+    subject, control = rng.random((1, 2000)) < 0.75, rng.random((1, 2000)) < 0.7
+    found = paired_bootstrap(subject, control)
+    differences = subject.astype(float) - control
+    error = differences.std() / np.sqrt(2000)
+    assert found.mean == pytest.approx(differences.mean())
+    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.001)
+    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.001)
+
+
+def test_pairing_narrows_the_interval():
+    rng = np.random.default_rng(1)
+    control = rng.random((1, 500)) < 0.7
+    subject = control.copy()
+    subject[0, :10] = ~subject[0, :10]
+    paired, shuffled = (paired_bootstrap(s, control, 1000) for s in (subject, rng.permutation(subject, axis=1)))
+    assert paired.high - paired.low < 0.5 * (shuffled.high - shuffled.low)
+
+
+def test_seeds_count_with_their_own_variance():
+    # All pictures of a run move together: what is left is the mean over seeds.
+    shifts = np.linspace(0.0, 0.3, 6)[:, None]
+    found = paired_bootstrap(np.broadcast_to(shifts, (6, 50)), np.zeros((6, 50)), level=0.6827)
+    error = shifts.std(ddof=1) / np.sqrt(6)
+    assert (found.high - found.low) / 2 == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_covers_the_truth(seeds):
+    rng = np.random.default_rng(seeds)
+    covered, trials, truth = 0, 100, 0.05
+    for _ in range(trials):
+        # How hard a picture is, is shared by both subjects and all seeds.
+        hard = rng.normal(size=400)
+        control = rng.normal(size=(seeds, 400)) + hard < 0.5
+        chance = rng.random((seeds, 400)) < truth
+        subject = control.astype(float) + chance
+        found = paired_bootstrap(subject, control, replicates=400)
+        covered += found.low <= truth <= found.high
+    assert 0.9 <= covered / trials <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.001, 0.02, "better"),
+        (-0.015, 0.02, "not worse"),
+        (-0.016, 0.02, "open"),
+        (-0.01, -0.001, "worse within margin"),
+        (-0.03, -0.001, "worse"),
+    ],
+)
+def test_verdicts(low, high, verdict):
+    assert Difference((low + high) / 2, low, high, 1, 100).verdict(0.015) == verdict
+
+
+def test_intervals_need_pairs():
+    with pytest.raises(ValueError, match="Expected two arrays"):
+        paired_bootstrap(np.zeros((1, 4)), np.zeros((1, 5)))
+
+
+# Training
+
+
+def test_variants_of_a_seed_see_the_same_pictures(pictures):
+    seen = []
+    for variant in ({}, {"patch_pooling": "grid"}):
+        config, recipe = micro_training.settings({**TINY, **variant}, batch_size=16)
+        seen.append(list(micro_training.batches(pictures, config, recipe, torch.Generator().manual_seed(5))))
+    assert len(seen[0]) == 3
+    for (images, labels), (others, other_labels) in zip(*seen, strict=True):
+        assert images.dtype == torch.uint8 and images.shape == (16, 3, 32, 32)
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_mixed_pictures_have_probabilities(pictures):
+    config, recipe = micro_training.settings(TINY, cutmix_alpha=1.0, mix_probability=1.0, batch_size=16)
+    _, targets = next(micro_training.batches(pictures, config, recipe, torch.Generator().manual_seed(0)))
+    assert targets.shape == (16, 3)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
+
+
+def test_training_repeats_and_learns(pictures):
+    first, second = (micro_training.train(TINY, 1, pictures, learning_rate=1e-2, **SHORT) for _ in range(2))
+    other = micro_training.train(TINY, 2, pictures, learning_rate=1e-2, **SHORT)
+    assert [entry["loss"] for entry in first.history] == [entry["loss"] for entry in second.history]
+    assert first.history[-1]["loss"] != other.history[-1]["loss"]
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+    longer = micro_training.train(TINY, 1, pictures, learning_rate=1e-2, epochs=12, batch_size=16)
+    assert longer.history[-1]["loss"] < longer.history[0]["loss"] - 0.05
+    assert micro_training.correct(longer, pictures).shape == (48,)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"regions": "random"},
+        {"regions": "other_picture"},
+        {"train_num_superpixels": (4, 16), "train_compactness": (5.0, 20.0)},
+        {"ema_decay": 0.9},
+        {"precision": "float32", "patch_pooling": "none"},
+        {"layer_types": "latent_attention", "num_latents": 2},
+    ],
+    ids=str,
+)
+def test_every_kind_of_variant_trains(pictures, changes):
+    run = micro_training.train({**TINY, **changes}, 0, pictures, **SHORT)
+    assert len(run.history) == 2 and not run.model.training
+    # What was drawn for a batch does not outlive it.
+    assert (run.model.config.num_superpixels, run.model.config.superpixel_compactness) == (4, 10.0)
+
+
+def test_settings_refuse_what_nobody_knows():
+    with pytest.raises(ValueError, match=r"Expected fields of the configuration or of the recipe, got \['num_latent'"):
+        micro_training.settings({"num_latent": 3})
+
+
+def test_saved_weights_are_halved_and_loaded_in_full(pictures, tmp_path):
+    run = micro_training.train(TINY, 0, pictures, **SHORT)
+    micro_training.save_model(run.model, tmp_path)
+    loaded = micro_training.load_model(tmp_path)
+    assert next(loaded.parameters()).dtype == torch.float32
+    expected, found = (micro_training.predict(model, pictures.images) for model in (run.model, loaded))
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.5 * run.model.num_parameters() + 5000
+
+
+# Questions and runs
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_questions_can_be_asked(question):
+    asked = QUESTIONS[question]()
+    assert asked.control in asked.variants
+    configs = {name: micro_training.settings(variant)[0] for name, variant in asked.variants.items()}
+    if not question.startswith("controls"):
+        return
+    wanted = micro_training.num_parameters(configs["superpixel"])
+    assert set(configs) >= {"grid", "random", "dense_linear", "dense_stem"}
+    for name, config in configs.items():
+        assert config.num_tokens >= configs["superpixel"].num_tokens
+        if name.endswith("_unmatched"):
+            continue
+        assert abs(micro_training.num_parameters(config) / wanted - 1) <= PARAMETER_TOLERANCE, name
+
+
+def test_parameters_are_matched_by_the_mlp():
+    variant = {"patch_pooling": "none", "embedding_type": "patch", "patch_size": 32}
+    wanted, plain = (micro_training.num_parameters(micro_training.settings(v)[0]) for v in ({}, variant))
+    matched = micro_training.num_parameters(micro_training.settings(parameters_matched(variant, {}))[0])
+    assert plain / wanted > 1 + PARAMETER_TOLERANCE
+    assert matched == pytest.approx(wanted, rel=0.002)
+
+
+def test_a_finished_run_is_not_run_again(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro_training, "BASE", {**micro_training.BASE, **TINY})
+    places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    names = ["full", "latent_8"]
+    assert micro.unfinished("attention", names, [0, 1], "test", places["results"], **SHORT) == [
+        ("full", 0),
+        ("latent_8", 0),
+        ("full", 1),
+        ("latent_8", 1),
+    ]
+    result = micro.run("attention", "full", {}, 1, "test", **places, **SHORT)
+    stored = json.loads((tmp_path / "results" / "attention" / "full-seed1.json").read_text())
+    assert stored["accuracy"] == result["accuracy"] == micro.unpacked(stored["correct"], 10).mean()
+    assert stored["environment"]["seed"] == 1 and stored["environment"]["dtype"] == "bfloat16"
+    assert (tmp_path / "cache" / "weights" / "attention" / "full-seed1" / "model.safetensors").is_file()
+    left = micro.unfinished("attention", names, [0, 1], "test", places["results"], **SHORT)
+    assert ("full", 1) not in left and len(left) == 3
+    assert len(micro.unfinished("attention", names, [1], "validation", places["results"], **SHORT)) == 2
+    with pytest.raises(ValueError, match=re.escape("with {'epochs': 3}, got {'epochs': 2}")):
+        micro.unfinished("attention", names, [1], "test", places["results"], epochs=3, batch_size=16)
+
+
+def test_outcomes_are_packed_and_unpacked():
+    outcome = np.random.default_rng(0).random(2001) < 0.7
+    text = micro.packed(outcome)
+    assert len(text) < 350
+    assert np.array_equal(micro.unpacked(text, 2001), outcome)
+
+
+# Tables
+
+
+def stored(variant, seed, right, parameters=1000):
+    outcome = np.arange(200) % 100 < right
+    return {
+        "variant": variant,
+        "seed": seed,
+        "tokens": 36,
+        "parameters": parameters,
+        "accuracy": float(outcome.mean()),
+        "pictures": 200,
+        "correct": micro.packed(outcome),
+        "seconds": 90.0,
+        "recipe": {"epochs": 20},
+        "environment": {"seed": seed},
+    }
+
+
+def test_tables_compare_with_the_control():
+    found = {
+        "grid": {0: stored("grid", 0, 70), 1: stored("grid", 1, 72)},
+        "worse": {1: stored("worse", 1, 50, parameters=1100)},
+        "better": {0: stored("better", 0, 90), 1: stored("better", 1, 92), 2: stored("better", 2, 94)},
+        "alone": {2: stored("alone", 2, 60)},
+    }
+    rows = tables.table(found, "grid", margin=0.015)
+    assert [row["variant"] for row in rows] == ["grid", "better", "alone", "worse"]
+    control, better, alone, worse = rows
+    assert control["accuracy"] == pytest.approx(0.71) and "difference" not in control
+    assert better["accuracies"] == [0.9, 0.92, 0.94] and better["verdict"] == "better"
+    # Over the seeds that both have.
+    assert better["difference"]["mean"] == pytest.approx(0.2) and better["difference"]["seeds"] == 2
+    assert worse["difference"]["mean"] == pytest.approx(-0.22) and worse["verdict"] == "worse"
+    assert "difference" not in alone
+    lines = tables.markdown(rows).splitlines()
+    assert lines[2] == "| grid | 36 | 1 k | 2 | 71.0 |  | control |"
+    assert "| 1 k ! | 1 | 50.0 | -22.0 [" in lines[5]
+    with pytest.raises(ValueError, match="Expected results of the control 'dense'"):
+        tables.table(found, "dense")
+
+
+def test_tables_are_written(tmp_path, capsys):
+    for variant, right in (("full", 70), ("latent_8", 71)):
+        path = tmp_path / "results" / "attention" / f"{variant}-seed0.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(stored(variant, 0, right)))
+    places = ["--results", str(tmp_path / "results"), "--tables", str(tmp_path / "tables")]
+    tables.main(["attention", *places])
+    content = json.loads((tmp_path / "tables" / "attention.json").read_text())
+    assert content["control"] == "full" and [row["variant"] for row in content["rows"]] == ["full", "latent_8"]
+    assert (tmp_path / "tables" / "attention.md").read_text() in capsys.readouterr().out
+
+
+# Changed pictures
+
+
+def test_corruptions_keep_pictures_pictures(small_photographs):
+    sizes = {"taller_1.5": (48, 32), "wider_1.5": (32, 48)}
+    for name, corrupt in corruptions.CORRUPTIONS.items():
+        changed = corrupt(small_photographs)
+        assert changed.dtype == torch.uint8 and changed.shape == (4, 3, *sizes.get(name, (32, 32))), name
+        assert changed.shape != small_photographs.shape or not torch.equal(changed, small_photographs), name
+
+
+def test_corruptions_do_what_they_say(small_photographs):
+    grey = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
+    for corrupt in (corruptions.blur, corruptions.rotate, corruptions.jpeg):
+        assert (corrupt(grey).int() - grey.int()).abs().max() <= 1
+    assert torch.equal(corruptions.rotate(small_photographs, 0.0), small_photographs)
+    quarter = torch.rot90(small_photographs, 1, (2, 3))
+    turned = (corruptions.rotate(small_photographs, angle).int() for angle in (90.0, -90.0))
+    assert any((one - quarter.int()).abs().max() <= 1 for one in turned)
+    assert corruptions.brightness(grey, 1.5).unique().tolist() == [150]
+    assert corruptions.brightness(grey, 3.0).unique().tolist() == [255]
+    point = torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
+    point[..., 16, 16] = 255
+    spread = corruptions.blur(point, 1.0)[0, 0].float() / 255
+    assert spread[16, 16] == pytest.approx(1 / (2 * torch.pi), abs=0.01)
+    assert spread[16, 17] == pytest.approx(float(spread[17, 16])) and spread.sum() == pytest.approx(1.0, abs=0.05)
+
+
+def test_models_are_measured_under_every_change(pictures):
+    some = pictures[slice(8)]
+    larger = Pictures(some.images.repeat_interleave(2, 2).repeat_interleave(2, 3), some.labels)
+    run = micro_training.train(TINY, 0, pictures, **SHORT)
+    measured = robustness.measure(run.model, some, larger)
+    # Half, one and a half times and twice the 4 superpixels; three of them cannot be laid out.
+    assert list(measured) == ["clean", *corruptions.CORRUPTIONS, "larger", "k_2", "k_6", "k_8"]
+    assert all(outcome.shape == (8,) and outcome.dtype == bool for outcome in measured.values())
+    assert run.model.config.num_superpixels == 4
+    dense = micro_training.train({**TINY, "patch_pooling": "none", "patch_size": 32}, 0, pictures, **SHORT)
+    assert list(robustness.measure(dense.model, some, larger)) == [
+        "clean",
+        *(name for name in corruptions.CORRUPTIONS if name not in ("taller_1.5", "wider_1.5")),
+        "larger",
+    ]
+
+
+def test_changes_are_compared_with_the_control():
+    def outcomes(**right):
+        return {name: np.arange(100) < count for name, count in right.items()}
+
+    measured = {
+        "dense": {0: outcomes(clean=80, blur=60)},
+        "ours": {0: outcomes(clean=78, blur=77, k_2=70)},
+    }
+    rows = {(row["variant"], row["condition"]): row for row in robustness.rows_of(measured, "dense", 0.015)}
+    assert rows["dense", "blur"]["change"]["mean"] == pytest.approx(-0.2) and "verdict" not in rows["dense", "blur"]
+    assert rows["ours", "blur"]["change"]["mean"] == pytest.approx(-0.01)
+    assert rows["ours", "blur"]["difference"]["mean"] == pytest.approx(0.19)
+    assert rows["ours", "blur"]["verdict"] == "better"
+    assert "difference" not in rows["ours", "k_2"] and "change" not in rows["ours", "clean"]
+    text = robustness.markdown(list(rows.values()), "dense")
+    assert text.splitlines()[2] == "| clean | dense | 80.0 |  |  |  |"
