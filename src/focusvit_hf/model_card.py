@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -54,7 +54,7 @@ def model_card(
     task = CLASSIFICATION if isinstance(model, FocusViTForImageClassification) else FEATURES
     sections = [
         f"# {name}",
-        _summary(model.config, task),
+        _summary(cast(FocusViTConfig, model.config), task),
         use_section(location or name, task, remote_code),
         _results_section(record),
         _model_section(model, task),
@@ -92,12 +92,13 @@ def trainer_card(
         ValueError: when the result would not be a card the Hub accepts.
     """
     folder = Path(trainer.args.output_dir or ".")
-    known = {"license": license, "base_model": base_model, "dataset": ", ".join(_listed(dataset))}
+    known: dict[str, Any] = {"license": license, "base_model": base_model, "dataset": ", ".join(_listed(dataset))}
     known["dataset_id"] = next(iter(_listed(dataset_id)), None)
     record = replace(TrainingRecord.from_trainer(trainer), **{key: value for key, value in known.items() if value})
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     card = model_card(model, name or folder.resolve().name, location=folder.as_posix(), record=record)
-    card.data.tags += [tag for tag in _listed(tags) if tag not in card.data.tags]
+    data: Any = card.data
+    data.tags += [tag for tag in _listed(tags) if tag not in data.tags]
     return card
 
 
@@ -114,7 +115,7 @@ def relocated(text: str, location: str) -> str:
     """
     card = ModelCard(text)
     check_card(card)
-    section = use_section(location, card.data.pipeline_tag or CLASSIFICATION, remote_code=True)
+    section = use_section(location, getattr(card.data, "pipeline_tag", None) or CLASSIFICATION, remote_code=True)
     return _USE.sub(lambda match: f"{section}\n\n", text)
 
 
@@ -126,7 +127,7 @@ def check_card(card: ModelCard) -> None:
     Raises:
         ValueError: naming the first field that breaks a rule.
     """
-    data = card.data
+    data: Any = card.data
     for name in ("license", "pipeline_tag", "library_name"):
         check_identifier(name, getattr(data, name))
     if data.license == "other" and not data.license_name:
@@ -233,7 +234,8 @@ def _summary(config: FocusViTConfig, task: str) -> str:
         "grid": f"{config.num_tokens} tiles of a regular grid",
         "none": f"{config.num_tokens} patches",
     }[config.patch_pooling]
-    latents = ", to which a few learned latent tokens attend" if "latent_attention" in config.layer_types else ""
+    is_latent = "latent_attention" in (config.layer_types or ())
+    latents = ", to which a few learned latent tokens attend" if is_latent else ""
     kind = "image classifier" if task == CLASSIFICATION else "image encoder"
     return (
         f"A FocusViT {kind} ([arXiv 2506.18791](https://arxiv.org/abs/2506.18791)): it sees a picture as {regions}"
@@ -255,7 +257,7 @@ def _results_section(record: TrainingRecord) -> str:
 
 
 def _model_section(model: PreTrainedModel, task: str) -> str:
-    config = model.config
+    config: Any = model.config
     height, width = config.image_height_and_width
     rows = {
         "parameters": f"{model.num_parameters():,}",
