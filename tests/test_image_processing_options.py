@@ -301,6 +301,14 @@ def test_the_kwargs_class_is_the_one_the_library_expects():
 def test_the_code_can_be_shipped_with_a_checkpoint():
     file = Path(module.__file__)
     siblings = {Path(name).name for name in get_relative_import_files(file)}
-    assert siblings == {"cielab.py", "pictures.py", "superpixels.py", "superpixels_skimage.py"}
+    assert siblings == {
+        "cielab.py",
+        "pictures.py",
+        "regions.py",
+        "superpixel_options.py",
+        "superpixels.py",
+        "superpixels_skimage.py",
+        "tables.py",
+    }
     for name in {file.name, *siblings}:
         check_imports(file.parent / name)

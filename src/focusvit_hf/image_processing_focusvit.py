@@ -27,23 +27,12 @@ from transformers.utils import TensorType, logging
 
 from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
 from .pictures import channels_first, check_area, decode, flat_pictures, from_array, from_pil, naming_picture, resize
+from .superpixel_options import SHARED_FIELDS, check_options, shared_values, superpixel_count
 from .superpixels import default_cell_size, slic_of_cells, superpixel_layout
 from .superpixels_skimage import skimage_slic_ids
 
 
 logger = logging.get_logger(__name__)
-
-SUPERPIXEL_METHODS = ("torch", "skimage")
-# What processor and configuration share; a cell size of None counts as the one it stands for.
-SHARED_FIELDS = (
-    "num_superpixels",
-    "superpixel_compactness",
-    "superpixel_iterations",
-    "superpixel_cell_size",
-    "superpixel_method",
-    "image_mean",
-    "image_std",
-)
 
 
 class FocusViTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -79,66 +68,14 @@ def _per_channel(name: str, values: float | tuple[float, ...] | list[float], cha
     return torch.tensor(listed)[:, None, None]
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Raises ValueError for options out of range; `options` holds all of them."""
-    for name in ("superpixel_iterations", "patch_size"):
-        if not _is_count(options[name]):
-            raise ValueError(f"Expected {name} as a whole number >= 1, got {options[name]!r}.")
-    number = options["num_superpixels"]
-    pair = number if isinstance(number, tuple) else (number, 1)
-    if len(pair) != 2 or not all(map(_is_count, pair)):
-        raise ValueError(f"Expected num_superpixels as K >= 1 or (rows, columns), each >= 1, got {number!r}.")
-    compactness = options["superpixel_compactness"]
-    if not isinstance(compactness, (int, float)) or not 0 < compactness < math.inf:
-        raise ValueError(f"Expected superpixel_compactness > 0, got {compactness!r}.")
-    if options["superpixel_method"] not in SUPERPIXEL_METHODS:
-        raise ValueError(
-            f"Expected superpixel_method to be one of {SUPERPIXEL_METHODS}, got {options['superpixel_method']!r}."
-        )
-    cell = options["superpixel_cell_size"]
-    if cell is not None and (not _is_count(cell) or options["patch_size"] % cell):
-        raise ValueError(
-            f"Expected a superpixel_cell_size that divides patch_size={options['patch_size']}, got {cell!r}."
-        )
-    for name in ("image_mean", "image_std"):
-        values = options[name]
-        values = values if isinstance(values, tuple) else () if values is None else (values,)
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-            raise ValueError(f"Expected finite numbers in {name}, got {options[name]!r}.")
-        if name == "image_std" and not all(value > 0 for value in values):
-            raise ValueError(f"Expected image_std > 0, got {options[name]!r}.")
-
-
-def _count(num_superpixels: int | tuple[int, int]) -> int:
-    return num_superpixels if isinstance(num_superpixels, int) else math.prod(num_superpixels)
-
-
-def _shared_values(owner: Any) -> dict[str, Any]:
-    """The shared fields of a processor or configuration, in one form."""
-    values = {name: getattr(owner, name) for name in SHARED_FIELDS}
-    for name, value in values.items():
-        if isinstance(value, (list, tuple)):
-            values[name] = tuple(value)
-    for name in ("image_mean", "image_std"):
-        if isinstance(values[name], (int, float)):
-            values[name] = (values[name],) * 3
-    if values["superpixel_cell_size"] is None:
-        values["superpixel_cell_size"] = default_cell_size(owner.patch_size)
-    return values
-
-
 class FocusViTImageProcessor(PilBackend):
     r"""
     Prepares pictures for FocusViT: resize, crop, superpixels, rescale, normalise. Runs without torchvision.
 
     `size`, `crop_size`, `resample`, `rescale_factor`, `image_mean` and `image_std` mean what they mean in ViT's
-    processor, and the `pixel_values` of 8-bit pictures equal ViT's. Superpixels are computed on the picture in 8 bits
-    after resize and crop, for the whole batch at once. All options can be given here, to `from_pretrained` and with
-    each call, and are saved.
+    processor, and the `pixel_values` of 8-bit pictures equal ViT's within a grey level. Superpixels are computed on
+    the picture in 8 bits after resize and crop, for the whole batch at once. All options can be given here, to
+    `from_pretrained` and with each call, and are saved.
 
     Pictures: PIL of any mode (transparency is laid over white; 16-bit values are scaled to 8 bits), arrays and
     tensors, channels first or last or without channels; one, or a list, or a batch. Integers above 255 count as
@@ -223,7 +160,7 @@ class FocusViTImageProcessor(PilBackend):
         kwargs = super()._standardize_kwargs(*args, **kwargs)
         if isinstance(kwargs["num_superpixels"], list):
             kwargs["num_superpixels"] = tuple(kwargs["num_superpixels"])
-        _check_options(kwargs)
+        check_options(kwargs)
         return kwargs
 
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
@@ -262,7 +199,7 @@ class FocusViTImageProcessor(PilBackend):
         rows, columns = height // cell, width // cell
         if superpixel_method == "torch":
             superpixel_layout(num_superpixels, rows, columns)
-        elif _count(num_superpixels) > rows * columns:
+        elif superpixel_count(num_superpixels) > rows * columns:
             raise ValueError(
                 f"Expected num_superpixels up to the {rows * columns} cells of the picture, got {num_superpixels}."
             )
@@ -428,7 +365,7 @@ class FocusViTImageProcessor(PilBackend):
         if options["superpixel_method"] == "skimage":
             levels = stack if stack.dtype == torch.uint8 else grey_levels(pixel_values, mean, std, white)
             levels = levels.to(torch.uint8).expand(-1, 3, -1, -1)
-            maps = [skimage_slic_ids(image, _count(number), *settings) for image in levels.numpy()]
+            maps = [skimage_slic_ids(image, superpixel_count(number), *settings) for image in levels.numpy()]
             return torch.from_numpy(np.stack(maps))
         if stack.dtype == torch.uint8:
             sums = cell_sums(stack.float(), cell)
@@ -472,7 +409,7 @@ class FocusViTImageProcessor(PilBackend):
             ValueError: naming each field of [`SHARED_FIELDS`] that disagrees; `superpixel_cell_size=None` counts as
                 the size it stands for. Also when the model takes no superpixels but the processor computes them.
         """
-        expected, got = _shared_values(config), _shared_values(self)
+        expected, got = shared_values(config), shared_values(self)
         problems = [
             f"{name}: expected {expected[name]!r}, got {got[name]!r}"
             for name in SHARED_FIELDS
