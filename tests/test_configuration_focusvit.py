@@ -1,6 +1,7 @@
 """Fields of the configuration: defaults, what follows from them, what is refused, and what survives saving."""
 
 import json
+import tracemalloc
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError

@@ -6,6 +6,7 @@ Importing the package registers its classes, so that `AutoModel.from_pretrained`
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration_focusvit import FocusViTConfig
+from .conversion import convert_vit_checkpoint
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 
@@ -28,4 +29,5 @@ __all__ = [
     "FocusViTModel",
     "FocusViTPreTrainedModel",
     "__version__",
+    "convert_vit_checkpoint",
 ]

@@ -46,7 +46,7 @@ _OTHER_KEYS = ("torch_dtype", "attn_implementation")
 # How near an unknown key must be to a known field to be taken for a misspelling of it.
 _MISSPELT = 0.8
 # What no model comes near: five times the parameters of the largest ViT, a thousand times the size of any part of it.
-_LARGEST_SIZE = 2**20
+LARGEST_SIZE = 2**20
 _MOST_PARAMETERS = 100_000_000_000
 
 
@@ -211,8 +211,8 @@ class FocusViTConfig(PreTrainedConfig):
         sizes["image_size"] = self.image_size if isinstance(self.image_size, int) else max(self.image_size, default=0)
         sizes["num_labels"] = kwargs.get("num_labels") or 0
         for name, size in sizes.items():
-            if size > _LARGEST_SIZE:
-                raise ValueError(f"Expected {name} <= {_LARGEST_SIZE}, got {size}.")
+            if size > LARGEST_SIZE:
+                raise ValueError(f"Expected {name} <= {LARGEST_SIZE}, got {size}.")
         count = self._least_parameters() + sizes["num_labels"] * self.hidden_size
         if count > _MOST_PARAMETERS:
             raise ValueError(
