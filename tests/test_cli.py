@@ -355,4 +355,5 @@ def test_demo_compares_the_preset_with_a_vit_of_its_width_and_depth():
     assert dense.config._attn_implementation == model.config._attn_implementation == "sdpa"
     photograph = Image.fromarray(chelsea())
     pixels = [p(photograph, return_tensors="pt").pixel_values for p in (processor, dense_processor)]
-    torch.testing.assert_close(*pixels)
+    # Within a grey level.
+    torch.testing.assert_close(*pixels, rtol=0, atol=1.001 / 127.5)

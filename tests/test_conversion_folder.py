@@ -336,7 +336,7 @@ def test_nothing_is_overwritten(tmp_path, capsys, existing):
     else:
         target.mkdir()
         (target / "mine").write_text("mine")
-    with pytest.raises(ValueError, match="a folder to write that does not exist or is empty, got"):
+    with pytest.raises(ValueError, match="expected a new or an empty folder, got"):
         convert_to_folder(source, target)
     assert main(["convert", str(source), str(target)]) == 2
     assert (target if existing == "a file" else target / "mine").read_text() == "mine"

@@ -1,18 +1,15 @@
 """A checkpoint converted from one folder to another: model, image processor and model card, whole or not at all."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, cast
-
-from huggingface_hub import ModelCardData
 
 from .conversion import ConversionReport, convert_vit_checkpoint
 from .conversion_loading import licence_of
 from .conversion_processor import convert_image_processor, load_image_processor
-from .files import write_whole
+from .files import new_folder, write_whole
 from .image_processing_focusvit import FocusViTImageProcessor
-from .modeling_focusvit import FocusViTForImageClassification
+from .model_card import model_card
+from .training_record import TrainingRecord
 
 
 def convert_to_folder(source: str | Path, target: str | Path, **config_overrides: Any) -> ConversionReport:
@@ -32,45 +29,26 @@ def convert_to_folder(source: str | Path, target: str | Path, **config_overrides
         OSError: when it cannot be written; nothing is left then.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"Expected a folder to write that does not exist or is empty, got {target}.")
-    model = convert_vit_checkpoint(source, **config_overrides)
-    report = cast(ConversionReport, model.conversion_report)
-    found = load_image_processor(source)
-    if found is None:
-        processor = FocusViTImageProcessor.from_model_config(model.config)
-        report.notes.append(
-            "image processor: the source has none; this one has the image_size, mean and std of its kind"
-        )
-    else:
-        processor = convert_image_processor(found, model.config)
-    classifies = isinstance(model, FocusViTForImageClassification)
-    metadata = ModelCardData(
-        **licence_of(source),
-        library_name="transformers",
-        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
-        tags=["focusvit", "superpixels"],
-    )
-    if metadata.license is None:
-        report.notes.append("licence: none is known from the source; look it up before you share the model")
-
-    staging = target.with_name(f"{target.name}.incomplete-{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
+    with new_folder(target) as staging:
+        model = convert_vit_checkpoint(source, **config_overrides)
+        report = cast(ConversionReport, model.conversion_report)
+        found = load_image_processor(source)
+        if found is None:
+            processor = FocusViTImageProcessor.from_model_config(model.config)
+            report.notes.append(
+                "image processor: the source has none; this one has the image_size, mean and std of its kind"
+            )
+        else:
+            processor = convert_image_processor(found, model.config)
+        known = licence_of(source)
+        if "license" not in known:
+            report.notes.append("licence: none is known from the source; look it up before you share the model")
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
-        write_whole(staging / "README.md", _card(metadata, report).encode())
-        if target.exists():
-            target.rmdir()
-        os.replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        card = model_card(model, target.name, location=target.as_posix(), record=TrainingRecord(**known))
+        section = (
+            "## Conversion\n\nConverted by `focusvit convert`, not trained further. Where its tensors come from:\n\n"
+            f"```\n{report}\n```\n"
+        )
+        write_whole(staging / "README.md", f"{str(card).rstrip()}\n\n{section}".encode())
     return report
-
-
-def _card(metadata: ModelCardData, report: ConversionReport) -> str:
-    return (
-        f"---\n{metadata.to_yaml()}\n---\n\n# {report.target} from {report.source}\n\n"
-        "Converted by `focusvit convert`, not trained further. Where its tensors come from:\n\n"
-        f"```\n{report}\n```\n"
-    )
