@@ -16,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PICTURES ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
-TYPED := src $(wildcard examples/*.py)
+TYPED := src $(wildcard examples/*.py experiments/*.py benchmarks/*.py)
 
 .PHONY: help setup demo test lint format clean
 help:

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         preprocess_logits_for_metrics=ranked,
         callbacks=[EpochCallback(setup.train_collator)],
         ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
+        distillation=setup.distillation,
     )
     if args.do_train:
         result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -166,7 +166,10 @@ class Loop:
         self.model.train()
         labels = batch.pop("labels")
         with self.accelerator.accumulate(self.model):
-            loss = soft_cross_entropy(self.model(**batch)["logits"], labels, self.args.label_smoothing_factor)
+            logits = self.model(**batch)["logits"]
+            loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
+            if self.setup.distillation is not None:
+                loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"])
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)

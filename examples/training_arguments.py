@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from focusvit_hf.distillation import DISTILLATION_TYPES
 from focusvit_hf.files import read_json
 
 
@@ -93,6 +94,17 @@ class TrainingArguments(HfTrainingArguments):
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Decay of a moving average of the weights, for evaluation and the result."},
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Learn from this image classifier too: a folder or a name on the Hub."}
+    )
+    distillation_type: str = field(
+        default="soft",
+        metadata={"help": "Learn the teacher's probabilities or its first choice.", "choices": DISTILLATION_TYPES},
+    )
+    distillation_alpha: float = field(default=0.5, metadata={"help": "The teacher's share of the loss, in 0..1."})
+    distillation_temperature: float = field(
+        default=3.0, metadata={"help": "What scores are divided by before soft distillation compares them."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Begin anew in an output folder that is not empty; its checkpoints go."}

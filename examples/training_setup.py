@@ -28,6 +28,7 @@ import focusvit_hf
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.augmentation import AugmentationConfig, FocusViTDataCollator
 from focusvit_hf.conversion_loading import licence_of
+from focusvit_hf.distillation import Distillation, load_distillation
 from focusvit_hf.files import read_json, write_json, write_whole
 from focusvit_hf.hub import CARD_FILE, TRAINING_LOG_FILE, push_to_hub
 from focusvit_hf.metrics import RankedImageClassificationEvaluator, TopKAccuracy
@@ -51,6 +52,7 @@ class Setup:
         train_rows, eval_rows: What the data loaders read, or None where there is nothing to do with it.
         train_collator, eval_collator (`SeededCollator`): Make batches of rows, with and without augmentation.
         model (`FocusViTForImageClassification`), processor (`FocusViTImageProcessor`): They match.
+        distillation (`Distillation`, *optional*): The teacher to learn from.
     """
 
     splits: dict[str, Any]
@@ -60,6 +62,7 @@ class Setup:
     eval_collator: SeededCollator
     model: FocusViTForImageClassification
     processor: FocusViTImageProcessor
+    distillation: Distillation | None = None
 
 
 def set_up(
@@ -115,6 +118,7 @@ def set_up(
         eval_collator=SeededCollator(FocusViTDataCollator(processor, **options), args.seed),
         model=model,
         processor=processor,
+        distillation=load_teacher(model_args, args, model.config) if args.do_train else None,
     )
 
 
@@ -165,6 +169,23 @@ def load_model(
     else:
         processor = FocusViTImageProcessor.from_model_config(config)
     return model, processor
+
+
+def load_teacher(model_args: ModelArguments, args: TrainingArguments, config: FocusViTConfig) -> Distillation | None:
+    """The teacher asked for, in the precision of training; ValueError where it does not fit."""
+    if args.teacher_model_name_or_path is None:
+        return None
+    return load_distillation(
+        args.teacher_model_name_or_path,
+        config,
+        args.distillation_alpha,
+        args.distillation_temperature,
+        args.distillation_type,
+        dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+        trust_remote_code=model_args.trust_remote_code,
+    )
 
 
 def refuse_other_configuration(checkpoint: str | None, config: FocusViTConfig) -> None:

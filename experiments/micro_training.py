@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, get_cosine_schedule_with_warmup
+from transformers import PreTrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.augmentation import (
@@ -24,6 +24,7 @@ from focusvit_hf.augmentation import (
     random_resized_crop,
     soft_targets,
 )
+from focusvit_hf.distillation import Distillation
 from focusvit_hf.training import ExponentialMovingAverage, parameter_groups, require_finite, soft_cross_entropy
 from micro_data import Pictures
 from regions import region_ids
@@ -173,25 +174,54 @@ def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: A
     """
     config, plan = settings(variant, **recipe)
     torch.manual_seed(seed)
-    model = FocusViTForImageClassification(config).train()
+    model: Any = FocusViTForImageClassification(config)
     # The convolutions of the stem are faster so.
     model = model.to(memory_format=torch.channels_last)
+    return Run(model, plan, fit(model, model.config, plan, seed, pictures))
+
+
+def fit(
+    model: PreTrainedModel,
+    config: FocusViTConfig,
+    plan: Recipe,
+    seed: int,
+    pictures: Pictures,
+    distillation: Distillation | None = None,
+) -> list[dict[str, float]]:
+    """
+    Trains a model where it stands, and leaves it in evaluation mode.
+
+    Args:
+        model ([`PreTrainedModel`]): A classifier of any kind.
+        config ([`FocusViTConfig`]): What the model is fed with: the model's own where it is a FocusViT.
+        plan ([`Recipe`]), seed (`int`), pictures ([`Pictures`]): See [`train`]; the seed is the pictures' alone.
+        distillation ([`Distillation`], *optional*): A teacher's part in the loss.
+
+    Returns:
+        `list[dict]`: The history of [`Run`].
+
+    Raises:
+        ValueError: where the loss is not finite.
+    """
+    model.train()
     steps_an_epoch = len(pictures) // plan.batch_size
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate)
     total = steps_an_epoch * plan.epochs
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(plan.warmup * total), total)
     ema = ExponentialMovingAverage(plan.ema_decay) if plan.ema_decay else None
-    run = Run(model, plan)
+    history = []
     draws = {name: torch.Generator().manual_seed(2 * seed + i) for i, name in enumerate(("pictures", "regions"))}
     begin = time.perf_counter()
     for epoch in range(plan.epochs):
         losses = []
         for images, targets in batches(pictures, config, plan, draws["pictures"]):
-            with drawn_superpixels(model.config, plan, draws["regions"]):
-                inputs = model_inputs(model, images, plan.regions, draws["regions"])
+            with drawn_superpixels(config, plan, draws["regions"]):
+                inputs = model_inputs(config, images, plan.regions, draws["regions"])
                 with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
                     logits = model(**inputs).logits
             loss = soft_cross_entropy(logits, targets, plan.label_smoothing)
+            if distillation is not None:
+                loss = distillation.mixed(loss, logits, inputs["pixel_values"])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
             optimizer.step()
@@ -202,11 +232,11 @@ def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: A
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         require_finite(mean, (epoch + 1) * steps_an_epoch)
-        run.history.append({"loss": mean, "seconds": round(time.perf_counter() - begin, 1)})
+        history.append({"loss": mean, "seconds": round(time.perf_counter() - begin, 1)})
     if ema is not None and ema.average is not None:
         model.load_state_dict(ema.average.module.state_dict())
     model.eval()
-    return run
+    return history
 
 
 def batches(
@@ -251,19 +281,19 @@ def drawn_superpixels(config: FocusViTConfig, recipe: Recipe, generator: torch.G
 
 
 def model_inputs(
-    model: FocusViTForImageClassification,
+    config: FocusViTConfig,
     images: torch.Tensor,
     regions: str = "superpixel",
     generator: torch.Generator | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    What the model takes for pictures in 8 bits: normalised pixels, and the map where it pools over one.
+    What a model takes for pictures in 8 bits: normalised pixels, and the map where it pools over one.
 
     Args:
+        config ([`FocusViTConfig`]): The model's.
         images (`torch.ByteTensor` of shape `(batch_size, 3, height, width)`): 8-bit levels.
         regions (`str`), generator (`torch.Generator`, *optional*): See [`region_ids`].
     """
-    config = model.config
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
     pixel_values = images.float().mul_(1 / (255 * std)).sub_(mean / std)
     if config.patch_pooling != "superpixel":
@@ -282,13 +312,21 @@ def model_inputs(
 
 @torch.no_grad()
 def predict(
-    model: FocusViTForImageClassification, images: torch.Tensor, regions: str = "superpixel", seed: int = 0
+    model: Any,
+    images: torch.Tensor,
+    regions: str = "superpixel",
+    seed: int = 0,
+    config: FocusViTConfig | None = None,
 ) -> torch.Tensor:
-    """Logits `(count, num_labels)` of pictures in 8 bits `(count, 3, height, width)`, in float32."""
+    """
+    Logits `(count, num_labels)` of pictures in 8 bits `(count, 3, height, width)`, in float32; `config` says what a
+    model is fed with that is no FocusViT.
+    """
     model.eval()
+    config = config or model.config
     generator = torch.Generator().manual_seed(seed)
     parts = images.split(max(1, _EVALUATION_PIXELS // images[0, 0].numel()))
-    return torch.cat([model(**model_inputs(model, part, regions, generator)).logits for part in parts])
+    return torch.cat([model(**model_inputs(config, part, regions, generator)).logits for part in parts])
 
 
 def correct(run: Run, pictures: Pictures) -> np.ndarray:

@@ -9,8 +9,12 @@ from transformers.utils import logging
 
 import focusvit_hf
 
+from .cli_benchmark import add_benchmark_command
+from .cli_convert import add_convert_command
 from .cli_demo import add_demo_command
+from .cli_export import add_export_command
 from .cli_pictures import add_picture_commands
+from .cli_push import add_push_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"focusvit {focusvit_hf.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_picture_commands, add_demo_command):
+    for add in (
+        add_picture_commands,
+        add_demo_command,
+        add_convert_command,
+        add_benchmark_command,
+        add_push_command,
+        add_export_command,
+    ):
         add(commands)
     return parser
 

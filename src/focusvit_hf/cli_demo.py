@@ -9,7 +9,8 @@ from PIL import Image
 from skimage.data import chelsea
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from .benchmark import environment, time_split
+from .benchmark import environment
+from .benchmark_parts import time_split
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments
 from .cli_pictures import open_picture, print_classes, ranked_classes, write_png
@@ -28,7 +29,7 @@ PART_NAMES = {
     "superpixels": "superpixels",
     "model": "model, superpixels given",
     "pixels_to_logits": "pixels to logits",
-    "whole_path": "picture to logits",
+    "whole_path": "picture to class",
 }
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .distillation import Distillation
 from .files import write_whole
 from .model_card import trainer_card
 from .modeling_focusvit import FocusViTPreTrainedModel
@@ -228,6 +229,7 @@ class FocusViTTrainer(Trainer):
         eval_collator (`Callable`, *optional*): Makes the batches of evaluation; by default `data_collator`.
         ema (`ExponentialMovingAverage`, *optional*):
             Its weights are used for evaluation and prediction, and `save_model` writes them; checkpoints keep both.
+        distillation (`Distillation`, *optional*): A teacher's part in the loss of training.
     """
 
     # `compute_loss` returns a mean over the batch.
@@ -239,6 +241,7 @@ class FocusViTTrainer(Trainer):
         args: TrainingArguments,
         eval_collator: Collator | None = None,
         ema: ExponentialMovingAverage | None = None,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, args, **kwargs)
@@ -246,6 +249,7 @@ class FocusViTTrainer(Trainer):
             raise ValueError("expected no moving average of the weights where they are sharded, got one")
         self.eval_collator = eval_collator
         self.ema = ema
+        self.distillation = distillation
         self._run_folder: str | None = None
         self._pending_push = False
         if ema is not None:
@@ -259,7 +263,7 @@ class FocusViTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Mean cross entropy of the batch, with hard or soft labels; label smoothing in training only.
+        Mean cross entropy of the batch, with hard or soft labels; label smoothing and a teacher in training only.
 
         The labels are kept from the model, whose own loss takes class numbers only.
         """
@@ -268,6 +272,8 @@ class FocusViTTrainer(Trainer):
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         loss = soft_cross_entropy(outputs["logits"], labels, smoothing)
+        if model.training and self.distillation is not None:
+            loss = self.distillation.mixed(loss, outputs["logits"], inputs["pixel_values"])
         return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -28,6 +28,10 @@ HYPERPARAMETERS = (
     "max_grad_norm",
     "label_smoothing_factor",
     "ema_decay",
+    "teacher_model_name_or_path",
+    "distillation_type",
+    "distillation_alpha",
+    "distillation_temperature",
     "augmentation",
     "bf16",
     "fp16",
@@ -86,7 +90,7 @@ class TrainingRecord:
             "dataset_id": hub_name(arguments.get("dataset_name")),
             "base_model": arguments.get("model_name_or_path"),
             "license": arguments.get("license"),
-            "hyperparameters": {key: arguments[key] for key in HYPERPARAMETERS if key in arguments},
+            "hyperparameters": hyperparameters_of(arguments),
         }
         return cls(**{**derived, **known})
 
@@ -114,6 +118,15 @@ class TrainingRecord:
                 value = self.figures.get(f"{prefix}_{metric}")
                 if value is not None:
                     yield split, metric, round(float(value), 4)
+
+
+def hyperparameters_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of [`HYPERPARAMETERS`] that are given; of a teacher its name alone, and nothing where there is none."""
+    given = {key: arguments[key] for key in HYPERPARAMETERS if key in arguments}
+    teacher = given.get("teacher_model_name_or_path")
+    if not teacher:
+        return {key: value for key, value in given.items() if not key.startswith(("teacher_", "distillation_"))}
+    return {**given, "teacher_model_name_or_path": hub_name(teacher) or last_part(teacher)}
 
 
 def hub_name(name: str | None) -> str | None:

@@ -1,0 +1,205 @@
+"""
+What export brings: ONNX Runtime against eager torch, and the accuracy that 8 bits keep.
+
+    python benchmarks/export.py --exports graphs --cifar10 ../shared/data/cifar10 --out benchmarks/results/export-cpu.json
+
+The graphs stay in the folder `--exports` for a further run, which may measure one part only (`--part`).
+
+Speed: pictures in uint8 to logits, superpixels counted, in one interleaved run with the same number of threads:
+focusvit-tiny at 224 px (random weights, on which time does not depend) beside the dense ViT-Ti/16 of transformers, and
+the shipped checkpoint at its 32 px. torch is eager, as ONNX Runtime's graph is not compiled for the machine either.
+
+Accuracy: the shipped checkpoint on the 10,000 test pictures of CIFAR-10, in float32 by torch and by ONNX Runtime, in
+8 bits by ONNX Runtime and by torchao. The superpixels of every picture are compared with the processor's.
+"""
+
+import argparse
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
+from focusvit_hf.benchmark import environment, interleaved, summary
+from focusvit_hf.checkpoints import load_checkpoint
+from focusvit_hf.export import export_model
+from focusvit_hf.files import read_json, write_json
+
+
+BATCH_SIZES = (1, 32)
+NUMBERS = ("float32", "int8")
+TEST_BATCH = 250
+Subject = nn.Module | onnxruntime.InferenceSession
+
+
+class FromPictures(nn.Module):
+    """A classifier behind the normalisation to -1..1, as it is in an exported graph."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images.float() / 127.5 - 1).logits
+
+
+def session_of(file: Path) -> onnxruntime.InferenceSession:
+    """A session with as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def export_vit(model: PreTrainedModel, file: Path) -> None:
+    """The dense ViT by torch's exporter alone."""
+    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+    shapes = {"images": {0: "batch"}}
+    program: Any = torch.onnx.export(
+        FromPictures(model).eval(), (), kwargs={"images": images}, dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
+    program.save(file)
+
+
+def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds a picture of `size` pixels, and how many times faster than the first subject each is."""
+    result = {}
+    for batch_size in BATCH_SIZES:
+        images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
+        calls: dict[str, Callable[[], Any]] = {}
+        for name, subject in subjects.items():
+            if isinstance(subject, nn.Module):
+                calls[name] = partial(subject, images)
+            else:
+                calls[name] = partial(subject.run, [subject.get_outputs()[0].name], {"images": images.numpy()})
+        with torch.inference_mode():
+            seconds = interleaved(calls, repeats)
+        times = {name: summary(values, batch_size) for name, values in seconds.items()}
+        first = times[next(iter(subjects))]["median_ms"]
+        faster = {name: first / values["median_ms"] for name, values in times.items()}
+        result[f"batch {batch_size}"] = {"milliseconds_a_picture": times, "times_faster": faster}
+    return result
+
+
+def accuracy(
+    model: FocusViTForImageClassification, processor: FocusViTImageProcessor, graphs: dict[str, Path], data: Path
+) -> dict[str, Any]:
+    """By subject: accuracy, how many answers are those of torch in float32, whether the superpixels are the same."""
+    rows = datasets.load_dataset("parquet", data_files=str(data / "test-*.parquet"), split="train")
+    classes = np.asarray(rows["label"])
+    images = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in rows["image"]])
+    inputs = processor(list(images), return_tensors="pt")
+    ids = inputs["superpixel_ids"].numpy()
+    parts = range(0, len(images), TEST_BATCH)
+
+    @torch.inference_mode()
+    def by_torch(subject: nn.Module) -> np.ndarray:
+        logits = [
+            subject(**{name: value[start : start + TEST_BATCH] for name, value in inputs.items()}).logits
+            for start in parts
+        ]
+        return torch.cat(logits).numpy()
+
+    logits = {"torch float32": by_torch(model)}
+    same_ids: dict[str, bool] = {}
+    for name, file in graphs.items():
+        session = session_of(file)
+        found = [session.run(None, {"images": images[start : start + TEST_BATCH]}) for start in parts]
+        logits[f"ONNX Runtime {name}"] = np.concatenate([part[0] for part in found])
+        same_ids[f"ONNX Runtime {name}"] = bool((np.concatenate([part[1] for part in found]) == ids).all())
+    for name, scheme in (
+        ("weights only", Int8WeightOnlyConfig()),
+        ("dynamic", Int8DynamicActivationInt8WeightConfig()),
+    ):
+        quantized = deepcopy(model)
+        quantize_(quantized, scheme)
+        logits[f"torchao int8, {name}"] = by_torch(quantized)
+    reference = logits["torch float32"]
+    return {
+        name: {
+            "accuracy": float((values.argmax(axis=1) == classes).mean()),
+            "same_answer": float((values.argmax(axis=1) == reference.argmax(axis=1)).mean()),
+            "largest_difference_of_logits": float(np.abs(values - reference).max()),
+            **({"same_superpixels": same_ids[name]} if name in same_ids else {}),
+        }
+        for name, values in logits.items()
+    }
+
+
+def systems(exports: Path) -> dict[str, tuple[Any, Any]]:
+    """The models with their processors, None of the dense ViT; what `exports` lacks of their graphs is written there."""
+    torch.manual_seed(0)
+    labels: dict[str, Any] = {"num_labels": 1000}
+    config = FocusViTConfig(**labels)
+    shape = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, **labels)
+    vit = ViTForImageClassification(shape).eval()
+    tiny = FocusViTForImageClassification(config).eval()
+    models = {
+        "focusvit-tiny": (tiny, FocusViTImageProcessor.from_model_config(config)),
+        "focusvit-nano": load_checkpoint(),
+    }
+    for name, pair in models.items():
+        for number, quantization in (("float32", None), ("int8", "int8")):
+            if not (exports / f"{name}-{number}").exists():
+                export_model(*pair, exports / f"{name}-{number}", quantization=quantization)
+    if not (exports / "vit.onnx").exists():
+        export_vit(vit, exports / "vit.onnx")
+    return {"ViT-Ti/16": (vit, None), **models}
+
+
+def subjects_of(name: str, model: PreTrainedModel, exports: Path) -> dict[str, Subject]:
+    """A model in eager torch and its graphs."""
+    files = {"ONNX Runtime": exports / f"{name}-float32" / "model.onnx"}
+    files["ONNX Runtime int8"] = exports / f"{name}-int8" / "model.onnx"
+    if name.startswith("ViT"):
+        files = {"ONNX Runtime": exports / "vit.onnx"}
+    sessions = {f"{name}, {runtime}": session_of(file) for runtime, file in files.items()}
+    return {f"{name}, torch": FromPictures(model).eval(), **sessions}
+
+
+def main() -> None:
+    """Runs the measurement and writes the JSON; of a JSON that is there the other part stays."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exports", type=Path, required=True, help="folder for the graphs; those in it are used")
+    parser.add_argument("--cifar10", type=Path, help="folder of the parquet files, for the accuracy")
+    parser.add_argument("--part", choices=("speed", "accuracy"), help="by default both")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.part != "speed" and arguments.cifar10 is None:
+        parser.error("expected --cifar10")
+    models = systems(arguments.exports)
+    result = read_json(arguments.out) if arguments.out.exists() else {}
+    settings = environment(torch.device("cpu"), torch.float32, seed=0)
+    settings["onnxruntime"] = onnxruntime.__version__
+    nano, processor = models["focusvit-nano"]
+    if arguments.part != "accuracy":
+        subjects = {name: subjects_of(name, model, arguments.exports) for name, (model, _) in models.items()}
+        at_32 = subjects.pop("focusvit-nano")
+        at_224 = {name: subject for group in subjects.values() for name, subject in group.items()}
+        result["speed"] = {
+            "environment": settings,
+            "224px": speed(at_224, 224, arguments.repeats),
+            "32px": speed(at_32, 32, arguments.repeats),
+        }
+    if arguments.part != "speed":
+        graphs = {number: arguments.exports / f"focusvit-nano-{number}" / "model.onnx" for number in NUMBERS}
+        result["accuracy"] = {
+            "environment": settings,
+            "bytes": {number: file.stat().st_size for number, file in graphs.items()},
+            "cifar10": accuracy(nano, processor, graphs, arguments.cifar10),
+        }
+    write_json(arguments.out, result)
+    print(arguments.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
