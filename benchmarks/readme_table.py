@@ -40,6 +40,15 @@ def speed_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def others_table(result: Mapping[str, Any]) -> str:
+    """Inference only, of further subjects."""
+    columns = {head: column for head, column in COLUMNS.items() if column[0][0] == "inference"}
+    lines = [row("224 px", *columns), rule(len(columns) + 1)]
+    for subject in result["settings"]["subjects"]:
+        lines.append(row(subject, *(time_cell(result, at, subject, part) for at, part in columns.values())))
+    return "\n".join((*lines, "", provenance(result)))
+
+
 def resolution_table(result: Mapping[str, Any]) -> str:
     """The same from pixels to logits, by resolution."""
     heads = [f"{resolution} px, batch {size}" for resolution, size in RESOLUTIONS]
@@ -121,6 +130,7 @@ def main() -> int:
     arguments = parser.parse_args()
     blocks = {
         "measured": measured(read_result(RESULTS / "cpu.json")),
+        "others": others_table(read_result(RESULTS / "cpu-others.json")),
         "superpixels": superpixels(read_json(RESULTS / "superpixels-cpu.json")),
     }
     old = README.read_text(encoding="utf-8")

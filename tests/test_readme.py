@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.data import chelsea
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 
 ROOT = Path(__file__).parents[1]
@@ -31,10 +32,14 @@ RUN_BY_CI = ("make demo", "make test")
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder that looks like a checkout, with a photograph and folders of pictures, to run commands in."""
+    """A folder that looks like a checkout, with a photograph, folders of pictures and a ViT, to run commands in."""
     for name in ("configuration", "examples", "model_cards"):
         (tmp_path / name).symlink_to(ROOT / name)
     Image.fromarray(chelsea()).save(tmp_path / "cat.png")
+    labels = {"id2label": {0: "dark", 1: "light"}, "label2id": {"dark": 0, "light": 1}}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTForImageClassification(ViTConfig(**shape, **labels)).save_pretrained(tmp_path / "my-vit")
+    ViTImageProcessorPil().save_pretrained(tmp_path / "my-vit")
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in ("light", "dark"):
