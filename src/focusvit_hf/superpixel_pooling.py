@@ -196,8 +196,8 @@ class FocusViTDynamicPosition(nn.Module):
 class FocusViTLearnedPosition(nn.Module):
     """
     Position from ViT's table, one entry a patch (before them one for the class token, and one for the distillation
-    token where there is one), pooled over a token's region with the same weights as the patches, interpolated (bicubic,
-    in float32) at other resolutions.
+    token where there is one), pooled over a token's region with the same weights as the patches, and interpolated
+    (bicubic, in float32) at other resolutions.
     """
 
     def __init__(self, config: FocusViTConfig):
@@ -264,8 +264,8 @@ class FocusViTEmbeddings(nn.Module):
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)` and
-        the share of the picture's area each token covers, `(batch_size or 1, K)`.
+        Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)`
+        and the share of the picture's area each token covers, `(batch_size or 1, K)`.
         """
         config = self.config
         height, width = pixel_values.shape[-2:]
