@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
+from focusvit_hf import superpixel_pooling
 from focusvit_hf.superpixel_pooling import (
     FocusViTConvEmbedding,
     FocusViTDynamicPosition,
@@ -291,6 +292,38 @@ def test_tokens_equal_the_plain_reference(tiny_config, photographs, embedding_ty
         torch.testing.assert_close(tokens[index], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(class_token[index], expected_class)
         torch.testing.assert_close(area[index].double(), torch.from_numpy(shapes[:, 2]))
+
+
+@pytest.mark.parametrize("options", [{}, {"position_embedding_type": "learned"}, {"patch_pooling": "grid"}])
+def test_chunks_equal_the_whole(tiny_config, photographs, monkeypatch, options):
+    torch.manual_seed(0)
+    embeddings = FocusViTEmbeddings(tiny_config(num_superpixels=16, **options)).eval()
+    pixels = torch.randn(4, 3, 32, 32)
+    ids = None if "patch_pooling" in options else slic(photographs[:, :, ::7, ::7], 16, cell_size=2)
+    with torch.no_grad():
+        expected = embeddings(pixels, ids)
+        monkeypatch.setattr(superpixel_pooling, "_CHUNK_BYTES", 3 * 4 * 16 * 16 * embeddings.config.stem_channels)
+        calls = []
+        pool = embeddings.pool
+        monkeypatch.setattr(embeddings, "pool", lambda *args: calls.append(len(args[0])) or pool(*args))
+        torch.testing.assert_close(embeddings(pixels, ids), expected)
+    # One map for all pictures is not cut.
+    assert calls == ([4] if ids is None else [3, 1])
+
+
+def test_what_training_computes_again_gives_the_same_gradients(tiny_config, photographs, monkeypatch):
+    ids = slic(photographs[:2, :, ::7, ::7], 16, cell_size=2)
+    pixels = torch.randn(2, 3, 32, 32)
+
+    def gradients():
+        torch.manual_seed(0)
+        embeddings = FocusViTEmbeddings(tiny_config()).train()
+        sum(output.square().sum() for output in embeddings(pixels, ids)).backward()
+        return {name: parameter.grad for name, parameter in embeddings.named_parameters()}
+
+    expected = gradients()
+    monkeypatch.setattr(superpixel_pooling, "checkpoint", lambda function, *args, **options: function(*args))
+    torch.testing.assert_close(gradients(), expected)
 
 
 def test_regions_of_the_controls(tiny_config):
