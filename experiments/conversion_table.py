@@ -36,7 +36,6 @@ _COLOURS = {
     "superpixel_latent": "#CC79A7",
     "grid": "#0072B2",
     "merging": "#009E73",
-    "merging_cost_of": "#009E73",
 }
 _STYLES = {
     "at_once": {"linestyle": ":", "marker": "o", "fillstyle": "none"},
@@ -125,8 +124,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
         for axes, key, unit in ((left, "tokens", 1), (right, "multiply_adds", 1e6)):
             axes.axhline(100 * dense["accuracy"], color="black", linewidth=1, label="dense ViT, 144 tokens")
             for (kind, learning), points in sorted(lines.items()):
-                # Merging at another cost belongs to the line of costs, not to that of tokens.
-                if kind not in _COLOURS or (kind == "merging_cost_of" and key == "tokens"):
+                if kind not in _COLOURS:
                     continue
                 places = [point[key] / unit for point in points], [100 * point["accuracy"] for point in points]
                 label = f"{kind.replace('_', ' ')}, {_WORDS[learning]}"
