@@ -65,13 +65,15 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         assert command.removeprefix("make ") in " ".join(targets).split()
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in RUN_BY_CI])
-def test_command(command: str, workplace: Path) -> None:
-    program, *arguments = shlex.split(command)
-    run([*PROGRAMS[program], *arguments], workplace)
-    for flag in ("--out", "--output_dir"):
-        if flag in arguments:
-            assert (workplace / arguments[arguments.index(flag) + 1]).exists()
+@pytest.mark.parametrize("block", [block for block in blocks("bash") if block.strip() not in RUN_BY_CI])
+def test_commands(block: str, workplace: Path) -> None:
+    # A later command of a block may build on an earlier one.
+    for command in block.splitlines():
+        program, *arguments = shlex.split(command)
+        run([*PROGRAMS[program], *arguments], workplace)
+        for flag in ("--out", "--output_dir"):
+            if flag in arguments:
+                assert (workplace / arguments[arguments.index(flag) + 1]).exists()
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
