@@ -154,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     found = collect(arguments.results)
     rows = table(found)
-    write_json(arguments.tables / f"{QUESTION}.json", {"question": QUESTION, "split": "test", "rows": rows})
+    first = found["vit", "at_once"][0]
+    content = {"question": QUESTION, "split": "test", "environment": first["environment"], "rows": rows}
+    write_json(arguments.tables / f"{QUESTION}.json", content)
     write_whole(arguments.tables / f"{QUESTION}.md", markdown(rows).encode())
     write_whole(arguments.results / f"{QUESTION}.png", plot(rows))
     print(markdown(rows))

@@ -57,11 +57,12 @@ class _RefuseDeprecated(logging.Handler):
 @pytest.fixture(autouse=True)
 def nothing_deprecated_is_called():
     logger, handler = logging.getLogger("transformers"), _RefuseDeprecated()
-    # A script that another test ran may have silenced it.
-    logger.setLevel(logging.WARNING)
+    level = logger.level
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)
+    # Scripts set it for the whole process.
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import datasets
 import pytest
-import transformers
 from huggingface_hub import ModelCard
 
 from blobs import flags, write_blobs
@@ -21,14 +19,6 @@ import run_classification_no_trainer  # isort: skip
 @pytest.fixture(scope="module")
 def blob_dir(tmp_path_factory) -> Path:
     return write_blobs(tmp_path_factory.mktemp("blobs"))
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    levels = transformers.utils.logging.get_verbosity(), datasets.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(levels[0])
-    datasets.utils.logging.set_verbosity(levels[1])
 
 
 @pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer])

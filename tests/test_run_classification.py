@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import transformers
@@ -26,14 +25,6 @@ import run_classification_no_trainer  # isort: skip
 @pytest.fixture(scope="session")
 def blob_dir(tmp_path_factory) -> Path:
     return write_blobs(tmp_path_factory.mktemp("blobs"))
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    levels = transformers.utils.logging.get_verbosity(), datasets.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(levels[0])
-    datasets.utils.logging.set_verbosity(levels[1])
 
 
 SCRIPTS = pytest.mark.parametrize(
