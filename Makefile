@@ -49,7 +49,8 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 endif
 
 $(TORCHAO): $(STAMP)
-	$(BIN)/python -m pip install --no-deps --target $(TORCHAO) $(shell grep '^torchao==' constraints.txt)
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(TORCHAO) $(shell grep '^torchao==' constraints.txt)
+	@touch $(TORCHAO)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ class Regions:
         height, width = self.cells
         count = self.moments[..., :1]
         means = self.moments[..., 1:] / count.clamp(min=1)
-        cell = torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=count.device)
+        cell = _cell_variances(height, width, count.device)
         variance = (means[..., 2:] - means[..., :2].square()).clamp(min=0) + cell * (count > 0)
         return torch.cat((means[..., :2] + 0.5, count / (height * width), variance), dim=-1)
 
@@ -108,6 +108,12 @@ def _cell_moments(height: int, width: int, device: torch.device) -> torch.Tensor
     y = y[:, None].expand(height, width).flatten()
     x = x[None, :].expand(height, width).flatten()
     return torch.stack((torch.ones_like(y), y, x, y.square(), x.square()), dim=1)[None]
+
+
+@cached_table
+def _cell_variances(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """(2,): variance of y and of x within a cell, in units of the picture."""
+    return torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
 
 
 @torch.compiler.assume_constant_result

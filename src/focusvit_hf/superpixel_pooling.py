@@ -303,9 +303,8 @@ class FocusViTEmbeddings(nn.Module):
         patch_weights = None
         if not self.uses_cells or isinstance(self.position, FocusViTLearnedPosition):
             patch = self.config.patch_size
-            patch_weights = self.patch_weights(
-                regions, (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
-            )
+            patches = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
+            patch_weights = self.patch_weights(regions, shapes, patches)
         units = self.units(pixel_values)
         if patch_weights is None or self.uses_cells:
             return pool_cells(units, regions), shapes, patch_weights
@@ -338,8 +337,8 @@ class FocusViTEmbeddings(nn.Module):
             prefix = torch.cat((prefix, self.register_tokens), dim=1)
         return prefix
 
-    def patch_weights(self, regions: Regions, patches: tuple[int, int]) -> torch.Tensor:
+    def patch_weights(self, regions: Regions, shapes: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
         """Overlap of regions with patches, `(batch_size or 1, K, patches)`, soft or hard."""
         weights = regions.overlap(patches)
         hard = self.config.superpixel_assignment == "hard"
-        return harden(weights, regions.geometry(), patches) if hard else weights
+        return harden(weights, shapes, patches) if hard else weights
