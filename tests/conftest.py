@@ -16,7 +16,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from blobs import write_blobs
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.superpixels import slic
 
 
 # The same examples on every run: a failure is a change of the code, never of luck.
@@ -108,6 +110,24 @@ def photographs():
 def small_photographs(photographs):
     """(4, 3, 32, 32) uint8."""
     return torch.nn.functional.avg_pool2d(photographs.float(), 7).round().to(torch.uint8)
+
+
+@pytest.fixture
+def pixels(small_photographs):
+    """`small_photographs`, normalised to -1..1."""
+    return small_photographs.float() / 127.5 - 1
+
+
+@pytest.fixture
+def ids(small_photographs):
+    """16 superpixels of each of `small_photographs`."""
+    return slic(small_photographs, 16, cell_size=2)
+
+
+@pytest.fixture(scope="session")
+def blob_dir(tmp_path_factory):
+    """A folder of pictures to run the training scripts on."""
+    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 @pytest.fixture(scope="session")

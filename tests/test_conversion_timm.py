@@ -25,11 +25,6 @@ def convert(weights, **overrides):
     return convert_vit_checkpoint(weights, num_attention_heads=4, **overrides)
 
 
-@pytest.fixture
-def pixels(small_photographs):
-    return small_photographs.float() / 127.5 - 1
-
-
 @pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_answers_are_those_of_the_plain_vit(pixels, options):
     weights = timm_weights(**options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from blobs import NAMES, TINY, flags, losses, write_blobs
+from blobs import NAMES, TINY, flags, losses
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.distillation import Distillation, distillation_loss, load_distillation
 from focusvit_hf.training_record import TrainingRecord
@@ -46,11 +46,6 @@ def save_teacher(folder, image_size=32, processor=None, **options):
     size = {"height": image_size, "width": image_size}
     (processor or ViTImageProcessor(size=size, **IMAGENET)).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def blob_dir(tmp_path_factory):
-    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 # The loss

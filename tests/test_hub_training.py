@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from blobs import flags, write_blobs
+from blobs import flags
 from focusvit_hf.hub import code_files
 from hub_stand_in import TOKEN, taken_for_the_hub
 from test_model_card import PATTERN
@@ -14,11 +14,6 @@ from test_model_card import PATTERN
 
 import run_classification  # isort: skip
 import run_classification_no_trainer  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def blob_dir(tmp_path_factory) -> Path:
-    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 @pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from focusvit_hf import FocusViTForImageClassification, FocusViTModel
-from focusvit_hf.superpixels import slic, tile_ids
+from focusvit_hf.superpixels import tile_ids
 
 
 FULL, LATENT = "full_attention", "latent_attention"
@@ -33,16 +33,6 @@ VARIANTS = [
     for stack, layers in STACKS.items()
 ]
 CLOSE = {"rtol": 0, "atol": 1e-5}
-
-
-@pytest.fixture
-def pixels(small_photographs):
-    return small_photographs.float() / 127.5 - 1
-
-
-@pytest.fixture
-def ids(small_photographs):
-    return slic(small_photographs, 16, cell_size=2)
 
 
 @torch.no_grad()

@@ -36,16 +36,6 @@ def logits(model, *args, **kwargs):
     return model(*args, **kwargs).logits
 
 
-@pytest.fixture
-def pixels(small_photographs):
-    return small_photographs.float() / 127.5 - 1
-
-
-@pytest.fixture
-def ids(small_photographs):
-    return slic(small_photographs, 16, cell_size=2)
-
-
 # What changes the answer and what does not.
 
 

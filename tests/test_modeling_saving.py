@@ -13,11 +13,6 @@ from focusvit_hf.superpixels import geometry
 FULL, LATENT = "full_attention", "latent_attention"
 
 
-@pytest.fixture
-def pixels(small_photographs):
-    return small_photographs.float() / 127.5 - 1
-
-
 @torch.no_grad()
 def logits(model, *args, **kwargs):
     return model(*args, **kwargs).logits

@@ -29,11 +29,6 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture
-def pixels(small_photographs):
-    return small_photographs.float() / 127.5 - 1
-
-
 def gradients(model, pixels, **options):
     model.zero_grad()
     model(pixels, labels=torch.arange(len(pixels)), **options).loss.backward()

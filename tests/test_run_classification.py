@@ -14,17 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 import focusvit_hf
-from blobs import NAMES, ROOT, blob, environment, flags, losses, run_on_two_processes, write_blobs
+from blobs import NAMES, ROOT, blob, environment, flags, losses, run_on_two_processes
 from focusvit_hf import FocusViTConfig
 
 
 import run_classification  # isort: skip
 import run_classification_no_trainer  # isort: skip
-
-
-@pytest.fixture(scope="session")
-def blob_dir(tmp_path_factory) -> Path:
-    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 SCRIPTS = pytest.mark.parametrize(

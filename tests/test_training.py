@@ -11,7 +11,7 @@ import transformers
 from datasets import ClassLabel, Features, Image, Value
 from PIL import Image as PILImage
 
-from blobs import NAMES, ROOT, TINY, blob, flags, write_blobs
+from blobs import NAMES, ROOT, TINY, blob, flags
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.files import write_json
 from focusvit_hf.metrics import TopKAccuracy
@@ -28,11 +28,6 @@ import run_classification  # isort: skip
 import training_arguments  # isort: skip
 import training_data  # isort: skip
 import training_setup  # isort: skip
-
-
-@pytest.fixture(scope="session")
-def blob_dir(tmp_path_factory) -> Path:
-    return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 
 def test_soft_cross_entropy_against_its_definition():
