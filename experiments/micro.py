@@ -17,8 +17,9 @@ import base64
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from focusvit_hf.benchmark import environment
 from focusvit_hf.files import read_json, write_json
 from heap import keep_heap
 from micro_data import CACHE, DATA, SPLITS, training_and_evaluation
-from micro_training import Recipe, correct, intended, num_parameters, save_model, settings, train
+from micro_training import Recipe, intended, outcomes, save_model, settings, train
 from questions import QUESTIONS
 
 
@@ -78,11 +79,11 @@ def run(
     training, evaluation = training_and_evaluation(data, config.image_height_and_width[0], split, cache)
     begin = time.perf_counter()
     trained = train(variant, seed, training, **recipe)
-    outcome = correct(trained, evaluation)
+    outcome, loss = outcomes(trained, evaluation)
     folder = folder_of(question, split)
     stem = f"{name}-seed{seed}"
     save_model(trained.model, cache / "weights" / folder / stem)
-    result = {
+    about = {
         "question": question,
         "variant": name,
         "changes": dict(variant),
@@ -90,15 +91,36 @@ def run(
         "split": split,
         "seed": seed,
         "tokens": config.num_tokens,
-        "parameters": num_parameters(config),
-        "pictures": len(evaluation),
+        "parameters": trained.model.num_parameters(),
+        "loss": loss,
+        "history": trained.history,
+    }
+    return write_result(results / folder / f"{stem}.json", about, outcome, begin)
+
+
+def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, begin: float) -> dict[str, Any]:
+    """
+    Writes the JSON of a run.
+
+    Args:
+        path (`Path`): The file.
+        about (mapping): What was run, with its `seed` and `recipe`.
+        outcome (`np.ndarray` of shape `(pictures,)`): Whether each picture was right.
+        begin (`float`): When the run began, by `time.perf_counter`.
+
+    Returns:
+        `dict`: What the JSON holds: `about`, and what follows from the others.
+    """
+    precision = getattr(torch, about["recipe"]["precision"])
+    result = {
+        **about,
+        "pictures": len(outcome),
         "accuracy": float(outcome.mean()),
         "correct": packed(outcome),
-        "history": trained.history,
         "seconds": round(time.perf_counter() - begin, 1),
-        "environment": environment(torch.device("cpu"), getattr(torch, trained.recipe.precision), seed),
+        "environment": environment(torch.device("cpu"), precision, about["seed"]),
     }
-    write_json(results / folder / f"{stem}.json", result)
+    write_json(path, result)
     return result
 
 
@@ -113,29 +135,43 @@ def unfinished(
     """
     variants = QUESTIONS[question]().variants
     wanted = {name: intended(*settings(variants[name], **recipe)) for name in names}
-    # What a field that came later was before: its default.
-    before = intended(FocusViTConfig(), Recipe())
+    return runs_left(wanted, seeds, results / folder_of(question, split), intended(FocusViTConfig(), Recipe()))
+
+
+def runs_left(
+    wanted: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    seeds: Sequence[int],
+    folder: Path,
+    before: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, int]]:
+    """
+    The runs whose result is not in a folder, seed by seed: `(name, seed)`.
+
+    Args:
+        wanted (mapping): By name the `configuration` and the `recipe` that a result has to have.
+        before (mapping): What fields of these were that came later than a result: their defaults.
+
+    Raises:
+        ValueError: when a result that is there is one of another configuration or recipe.
+    """
     todo = []
     for seed in seeds:
-        for name in names:
-            path = results / folder_of(question, split) / f"{name}-seed{seed}.json"
+        for name in wanted:
+            path = folder / f"{name}-seed{seed}.json"
             if not path.is_file():
                 todo.append((name, seed))
                 continue
             there = read_json(path)
             for part, values in wanted[name].items():
                 known = {**before[part], **there[part]}
-                other = {key: known[key] for key in values if known[key] != values[key]}
+                other = {key: known.get(key) for key in values if known.get(key) != values[key]}
                 if other:
                     raise ValueError(f"Expected {path} with { ({key: values[key] for key in other}) }, got {other}.")
     return todo
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is not finished, in as many processes as asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=QUESTIONS)
-    parser.add_argument("--variants", nargs="+", help="Names of variants; by default all of the question.")
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what all programs ask that train at micro scale."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--epochs", type=int, default=20)
@@ -143,6 +179,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, default=CACHE, help="Pictures and weights; outside the repository.")
     parser.add_argument("--results", type=Path, default=RESULTS)
+
+
+def side_by_side(jobs: Mapping[str, Callable[[], dict[str, Any]]], workers: int) -> None:
+    """Runs jobs, each of which gives the JSON of a run, in so many processes; prints by name what comes of them."""
+    # One thread each: two runs side by side cost less than one on two threads, and other work slows them less.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running = {pool.submit(job): name for name, job in jobs.items()}
+        for job in as_completed(running):
+            result = job.result()
+            print(f"{running[job]}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is not finished, in as many processes as asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--variants", nargs="+", help="Names of variants; by default all of the question.")
+    add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     question, split, results = arguments.question, arguments.split, arguments.results
     variants = QUESTIONS[question]().variants
@@ -159,17 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = {settings(variants[name])[0].image_height_and_width[0] for name, _ in todo}
     for size in sizes:
         training_and_evaluation(arguments.data, size, split, arguments.cache)
-    # One thread each: two runs side by side cost less than one on two threads, and other work slows them less.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
-        jobs = {}
-        for name, seed in todo:
-            options = {"data": arguments.data, "cache": arguments.cache, "results": results, **recipe}
-            jobs[pool.submit(run, question, name, variants[name], seed, split, **options)] = f"{name}, seed {seed}"
-        for job in as_completed(jobs):
-            result = job.result()
-            print(f"{jobs[job]}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)
+    options = {"data": arguments.data, "cache": arguments.cache, "results": results, **recipe}
+    jobs = {f"{n}, seed {s}": partial(run, question, n, variants[n], s, split, **options) for n, s in todo}
+    side_by_side(jobs, arguments.workers)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,15 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
     path = cache / f"{folder.name}-{split}-{size}.safetensors"
     if not path.is_file():
         rows = datasets.load_dataset("parquet", data_dir=str(folder), split=split)
-        images = np.stack([_shrunk(image, size) for image in rows["image"]])
+        images = np.stack([shrunk(image, size) for image in rows["image"]])
         tensors = {"images": torch.from_numpy(images).contiguous(), "labels": torch.tensor(rows["label"])}
         write_whole(path, save(tensors))
     tensors = load_file(path)
     return Pictures(tensors["images"], tensors["labels"])
 
 
-def _shrunk(image: Image.Image, size: int) -> np.ndarray:
+def shrunk(image: Image.Image, size: int) -> np.ndarray:
+    """A picture as `(3, size, size)` 8-bit levels, resized as the image processor does."""
     small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(small).transpose(2, 0, 1)
 

@@ -28,6 +28,7 @@ from focusvit_hf.distillation import Distillation
 from focusvit_hf.training import ExponentialMovingAverage, parameter_groups, require_finite, soft_cross_entropy
 from micro_data import Pictures
 from regions import region_ids
+from stems import with_stem
 
 
 # What a variant changes. Attention is eager since SDPA's backward pass in bfloat16 is slow on CPUs, see LOG.md.
@@ -61,29 +62,31 @@ class Recipe:
         warmup (`float`): Share of the steps in which the learning rate rises, before it falls as a cosine to 0.
         max_grad_norm (`float`): Largest norm of the gradients.
         ema_decay (`float`, *optional*): Measure a moving average of the weights in the place of the last ones.
-        precision (`str`): `"bfloat16"` (autocast) or `"float32"`, in training; measured is in float32.
+        precision (`str`): `"float32"`, or `"bfloat16"` (autocast) in training; measured is in float32.
         crop_scale (pair of `float`), jitter (`float`), mixup_alpha, cutmix_alpha, mix_probability (`float`):
             See [`AugmentationConfig`]; `jitter` is brightness, contrast and saturation alike.
         regions (`str`): What stands in the place of superpixels, see [`region_ids`].
+        stem (`str`, *optional*): What stands in the place of the model's own stem and pooling, see `stems.STEMS`.
         train_num_superpixels (`tuple` of `int`): K of each batch is drawn from these; none: the configuration's.
         train_compactness (pair of `float`, *optional*): Compactness of each batch is log-uniform between these.
     """
 
     epochs: int = 20
-    batch_size: int = 128
+    batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     label_smoothing: float = 0.1
     max_grad_norm: float = 1.0
     ema_decay: float | None = None
-    precision: str = "bfloat16"
+    precision: str = "float32"
     crop_scale: tuple[float, float] = (0.25, 1.0)
     jitter: float = 0.3
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     mix_probability: float = 0.5
     regions: str = "superpixel"
+    stem: str | None = None
     train_num_superpixels: tuple[int, ...] = ()
     train_compactness: tuple[float, float] | None = None
 
@@ -175,6 +178,8 @@ def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: A
     config, plan = settings(variant, **recipe)
     torch.manual_seed(seed)
     model: Any = FocusViTForImageClassification(config)
+    if plan.stem:
+        model = with_stem(model, plan.stem)
     # The convolutions of the stem are faster so.
     model = model.to(memory_format=torch.channels_last)
     return Run(model, plan, fit(model, model.config, plan, seed, pictures))
@@ -329,9 +334,11 @@ def predict(
     return torch.cat([model(**model_inputs(config, part, regions, generator)).logits for part in parts])
 
 
-def correct(run: Run, pictures: Pictures) -> np.ndarray:
-    """Whether each picture is classified correctly, `(count,)` bool."""
-    return (predict(run.model, pictures.images, run.recipe.regions).argmax(dim=1) == pictures.labels).numpy()
+def outcomes(run: Run, pictures: Pictures) -> tuple[np.ndarray, float]:
+    """Whether each picture is classified correctly, `(count,)` bool, and the mean cross entropy in nats."""
+    logits = predict(run.model, pictures.images, run.recipe.regions)
+    loss = torch.nn.functional.cross_entropy(logits, pictures.labels)
+    return (logits.argmax(dim=1) == pictures.labels).numpy(), float(loss)
 
 
 def save_model(model: FocusViTForImageClassification, folder: Path) -> None:

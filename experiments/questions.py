@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from micro_training import BASE, num_parameters, settings
+from stems import STEMS
 
 
 Variant = dict[str, Any]
@@ -120,11 +121,22 @@ def slic_settings() -> Question:
 
 
 def stem() -> Question:
-    """Width of the stem and size of its cells."""
-    variants: dict[str, Variant] = {"base": {}}
-    variants |= {f"channels_{value}": {"stem_channels": value} for value in (16, 48, 64, 96)}
-    variants |= {f"cells_{value}": {"superpixel_cell_size": value} for value in (2, 8)}
-    return Question("How wide a stem, and how small its cells?", "base", variants)
+    """Depth, width and cells of the stem, and what is pooled of its cells."""
+    small: Variant = {"num_superpixels": 16}
+    changes: dict[str, Variant] = {"base": {}}
+    changes |= {f"channels_{value}": {"stem_channels": value} for value in (16, 48, 64)}
+    changes |= {f"cells_{value}": {"superpixel_cell_size": value} for value in (2, 8)}
+    changes |= {name: {"stem": name} for name in STEMS}
+    variants = {name: {**small, **change} for name, change in changes.items()}
+    return Question("What has to be known of a cell, and pooled of a region?", "base", variants)
+
+
+def head() -> Question:
+    """What the classifier reads."""
+    small: Variant = {"num_superpixels": 16}
+    changes: dict[str, Variant] = {"base": {}, "mean": {"classifier_pooling": "cls_patch_mean"}}
+    changes |= {f"{name}_latent": {**change, **LATENT} for name, change in changes.items()}
+    return Question("What should the classifier read?", "base", {n: {**small, **c} for n, c in changes.items()})
 
 
 def elastic() -> Question:
@@ -142,16 +154,23 @@ def elastic() -> Question:
 
 
 def training() -> Question:
-    """Whether the harness itself may be as it is: bfloat16, the averaged weights, the rate, mixed pictures."""
-    variants: dict[str, Variant] = {
+    """Whether the harness itself may be as it is: batch, rate, augmentation, the averaged weights, mixed pictures."""
+    small: Variant = {"num_superpixels": 16}
+    plain: Variant = {"crop_scale": (0.5, 1.0), "jitter": 0.0}
+    changes: dict[str, Variant] = {
         "base": {},
-        "float32": {"precision": "float32"},
-        "averaged": {"ema_decay": 0.99},
+        "batch_128": {"batch_size": 128},
+        "batch_32": {"batch_size": 32},
         "rate_2e-3": {"learning_rate": 2e-3},
+        "rate_5e-4": {"learning_rate": 5e-4},
+        "plain": plain,
+        "plain_batch_128": {**plain, "batch_size": 128},
+        "no_jitter": {"jitter": 0.0},
+        "averaged": {"ema_decay": 0.99},
         "cutmix": {"cutmix_alpha": 1.0},
         "layers_6": {"num_hidden_layers": 6},
     }
-    return Question("Is the harness itself in order?", "base", variants)
+    return Question("Is the harness itself in order?", "base", {n: {**small, **c} for n, c in changes.items()})
 
 
 QUESTIONS: dict[str, Callable[[], Question]] = {
@@ -165,6 +184,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "position": position,
     "slic": slic_settings,
     "stem": stem,
+    "head": head,
     "elastic": elastic,
     "training": training,
 }
