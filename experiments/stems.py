@@ -131,7 +131,7 @@ class Widened(nn.Module):
 
 
 class Gated(nn.Module):
-    """Cells, the cells times a gate in 0..1, and the gate: the mean of the second over that of the third is attention."""
+    """Cells, the cells times a gate in 0..1, and the gate: mean of the second over mean of the third is attention."""
 
     def __init__(self, stem: nn.Module, channels: int):
         super().__init__()
@@ -204,6 +204,11 @@ STEMS: dict[str, Tried] = {
     "coarse": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c)), lambda c: 6 * c),
     "coarse_alone": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c), keep_fine=False), lambda c: 4 * c),
     "coarse_2": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c, 2, True)), lambda c: 6 * c),
+    # The convolution that the coarse map costs is saved on the cells.
+    "coarse_lean": Tried(lambda size, c: Stem(_cells(size, c, depth=0), _halved(c, 2 * c)), lambda c: 6 * c),
+    "coarse_lean_2": Tried(
+        lambda size, c: Stem(_cells(size, c, depth=0), _halved(c, 2 * c, 2, True)), lambda c: 6 * c
+    ),
     "coarser": Tried(
         lambda size, c: Stem(_cells(size, c), nn.Sequential(_halved(c, 2 * c), _halved(2 * c, 4 * c))),
         lambda c: 10 * c,
