@@ -169,6 +169,10 @@ def training() -> Question:
         "averaged": {"ema_decay": 0.99},
         "cutmix": {"cutmix_alpha": 1.0},
         "layers_6": {"num_hidden_layers": 6},
+        "weights_0.05": {"initializer_range": 0.05},
+        "weights_0.09": {"initializer_range": 0.09},
+        "rate_3e-3": {"learning_rate": 3e-3},
+        "decay_0.3": {"weight_decay": 0.3},
     }
     return Question("Is the harness itself in order?", "base", {n: {**small, **c} for n, c in changes.items()})
 

@@ -91,6 +91,53 @@ def test_lay_back_keeps_integers_and_passes_gradients():
     assert values.grad.tolist() == [[9, 9, 9, 9]]
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_head_trains_through_lay_back(mode):
+    # 4 and -1 belong to nobody; part of the map lies outside the result.
+    ids = torch.randint(-1, 5, (2, 3, 4))
+    values = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: lay_back(v, ids, (7, 6), Box(-1, 1, 6.5, 5), mode), values)
+
+
+def test_gradients_of_lay_back_are_sums_over_a_regions_pixels(ids):
+    values = torch.randn(4, 16, requires_grad=True)
+    upstream = torch.randn(4, 32, 32)
+    lay_back(values, ids, (32, 32)).backward(upstream)
+    pixel_ids = ids.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    owned = pixel_ids[:, None] == torch.arange(16)[:, None, None]
+    torch.testing.assert_close(values.grad, (owned * upstream[:, None]).sum(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("size", [(8, 10), (13, 9), (3, 2), (4, 5)], ids=str)
+def test_bilinear_equals_interpolation_by_the_library(size):
+    cells = torch.randn(2, 3, 4, 5)
+    expected = torch.nn.functional.interpolate(cells, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cells_to_pixels(cells, size, mode="bilinear"), expected)
+    values, ids = torch.randn(2, 6, 3), torch.randint(0, 6, (2, 4, 5))
+    laid = lay_back(values, ids, (4, 5))
+    expected = torch.nn.functional.interpolate(laid, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(lay_back(values, ids, size, mode="bilinear"), expected)
+    torch.testing.assert_close(lay_back(values[..., 0], ids, size, mode="bilinear"), expected[:, 0])
+
+
+def test_bilinear_in_a_box_is_the_whole_cut_out():
+    cells = torch.rand(4, 4)
+    whole = cells_to_pixels(cells, (16, 16), mode="bilinear")
+    part = cells_to_pixels(cells, (8, 10), Box(-4, -2, 12, 14), mode="bilinear")
+    torch.testing.assert_close(part, whole[4:12, 2:12])
+    padded = cells_to_pixels(cells, (20, 20), Box(2, 3, 18, 19), fill=-1, mode="bilinear")
+    torch.testing.assert_close(padded[2:18, 3:19], whole)
+    assert (padded == -1).sum() == 400 - 256
+
+
+def test_modes_of_lay_back_are_checked():
+    ids = tile_ids((2, 2), 4, 4)[None]
+    with pytest.raises(ValueError, match=r"Expected mode to be one of \('nearest', 'bilinear'\), got 'cubic'"):
+        lay_back(torch.zeros(1, 4), ids, (4, 4), mode="cubic")
+    with pytest.raises(ValueError, match=r"Expected floating-point cells .* got torch\.int64"):
+        lay_back(torch.arange(4)[None], ids, (4, 4), mode="bilinear")
+
+
 @pytest.mark.parametrize(
     ("values", "ids"), [((2, 4), (3, 4, 4)), ((4,), (1, 4, 4)), ((2, 4), (4, 4))], ids=["batch", "values", "map"]
 )

@@ -16,14 +16,14 @@ _OTHERS = ("#000000", "#777777", "#CC79A7", "#E69F00", "#AAAAAA")
 _QUIET = "#999999"
 _PART_COLOURS = {"decode": "#BBBBBB", "processor": "#F0E442", "superpixels": "#D55E00", "model": "#0072B2"}
 _MARKERS = "osD^vPX"
-_STYLE: Any = {
+STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
 }
 _ROW = 0.34
-_DPI = 150
+DPI = 150
 # How far apart labels at the end of lines stand at least, as a share of the height of the axes.
 _LABEL_GAP = 0.055
 
@@ -63,12 +63,12 @@ def draw_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
         ("time_split.png", _draw_time_split),
         ("memory.png", _draw_memory),
     ):
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             figure = Figure(layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
             if draw(result, figure):
-                figure.supxlabel(_footnote(result), fontsize=8, color="#555555")
+                figure.supxlabel(footnote(result), fontsize=8, color="#555555")
                 buffer = io.BytesIO()
-                figure.savefig(buffer, format="png", dpi=_DPI)
+                figure.savefig(buffer, format="png", dpi=DPI)
                 write_whole(folder / name, buffer.getvalue())
                 written.append(folder / name)
     return written
@@ -246,7 +246,8 @@ def _words(setting: tuple[str, int, int]) -> str:
     return f"{'training step' if mode == 'training' else mode}, {resolution} px, batch {batch_size}"
 
 
-def _footnote(result: Mapping[str, Any]) -> str:
+def footnote(result: Mapping[str, Any]) -> str:
+    """What a benchmark's figures were measured with, in a line for the foot of a plot."""
     place = result["environment"]
     compiled = ", compiled" if result["settings"]["compiled"] else ""
     return (

@@ -21,6 +21,7 @@ _HEAT_COLOURS = ((0, 0, 0), (90, 0, 10), (190, 20, 10), (240, 90, 10), (255, 170
 _HEAT_OPACITY = (0.4, 0.75)
 _LINE, _HALO = (255, 214, 0), (0, 0, 0)
 _SMALLEST_AREA = 1e-6
+_MODES = ("nearest", "bilinear")
 
 
 class Box(NamedTuple):
@@ -57,37 +58,65 @@ def covered_box(image_processor: FocusViTImageProcessor, height: int, width: int
     return Box(edges[0][0], edges[1][0], edges[0][1], edges[1][1])
 
 
-def cells_to_pixels(cells: torch.Tensor, size: tuple[int, int], box: Box | None = None, fill: int = 0) -> torch.Tensor:
+def cells_to_pixels(
+    cells: torch.Tensor, size: tuple[int, int], box: Box | None = None, fill: int = 0, mode: str = "nearest"
+) -> torch.Tensor:
     """
-    A map of cells at the resolution of a picture, by nearest neighbour.
+    A map of cells at the resolution of a picture. Gradients pass through both modes.
 
     Args:
-        cells (`torch.Tensor` of shape `(..., rows, columns)`): Any type.
+        cells (`torch.Tensor` of shape `(..., rows, columns)`): Any type; floating point for `"bilinear"`.
         size (pair of `int`): Height and width of the picture.
         box ([`Box`], *optional*): The part of the picture that the cells cover, by default all of it.
         fill (`int`, *optional*, defaults to 0): Value of pixels outside the box.
+        mode (`str`, *optional*, defaults to `"nearest"`):
+            `"nearest"`: a pixel has the value of the cell it lies in; `"bilinear"`: it lies between the centres of
+            cells, as `torch.nn.functional.interpolate` has it with `align_corners=False`.
 
     Returns:
         `torch.Tensor` of shape `(..., height, width)`.
+
+    Raises:
+        ValueError: on another `mode`, and on integers with `"bilinear"`.
     """
+    if mode not in _MODES:
+        raise ValueError(f"Expected mode to be one of {_MODES}, got {mode!r}.")
     box = Box(0.0, 0.0, float(size[0]), float(size[1])) if box is None else box
-    row = _cell_of_pixel(size[0], box.top, box.bottom, cells.shape[-2], cells.device)
-    column = _cell_of_pixel(size[1], box.left, box.right, cells.shape[-1], cells.device)
-    pixels = cells[..., row.clamp(0, cells.shape[-2] - 1), :][..., column.clamp(0, cells.shape[-1] - 1)]
-    inside = ((row >= 0) & (row < cells.shape[-2]))[:, None] & ((column >= 0) & (column < cells.shape[-1]))
+    rows, columns = cells.shape[-2:]
+    y = _cells_of_pixels(size[0], box.top, box.bottom, rows, cells.device)
+    x = _cells_of_pixels(size[1], box.left, box.right, columns, cells.device)
+    if mode == "nearest":
+        row, column = (places.floor().long() for places in (y, x))
+        pixels = cells[..., row.clamp(0, rows - 1), :][..., column.clamp(0, columns - 1)]
+    elif cells.is_floating_point():
+        pixels = _triangles(y, rows).to(cells.dtype) @ cells @ _triangles(x, columns).to(cells.dtype).T
+    else:
+        raise ValueError(f"Expected floating-point cells for mode 'bilinear', got {cells.dtype}.")
+    inside = ((y >= 0) & (y < rows))[:, None] & ((x >= 0) & (x < columns))
     return pixels.masked_fill(~inside, fill)
 
 
-def _cell_of_pixel(length: int, start: float, end: float, count: int, device: torch.device) -> torch.Tensor:
+def _cells_of_pixels(length: int, start: float, end: float, count: int, device: torch.device) -> torch.Tensor:
+    """(length,) float64: the place of each pixel's centre, counted in cells from the first one's edge."""
     centres = torch.arange(length, device=device, dtype=torch.float64) + 0.5
-    return ((centres - start) * (count / (end - start))).floor().long()
+    return (centres - start) * (count / (end - start))
+
+
+def _triangles(places: torch.Tensor, count: int) -> torch.Tensor:
+    """(len(places), count): the weight of each cell at each place, 1 at its centre, 0 from the next centre on."""
+    centres = torch.arange(count, device=places.device) + 0.5
+    return (1 - (places.clamp(0.5, count - 0.5)[:, None] - centres).abs()).clamp(min=0)
 
 
 def lay_back(
-    values: torch.Tensor, superpixel_ids: torch.Tensor, size: tuple[int, int], box: Box | None = None
+    values: torch.Tensor,
+    superpixel_ids: torch.Tensor,
+    size: tuple[int, int],
+    box: Box | None = None,
+    mode: str = "nearest",
 ) -> torch.Tensor:
     """
-    Lays one value, or one vector, of each region back onto the pixels of the region.
+    Lays one value, or one vector, of each region back onto the pixels of the region. Gradients pass to the values.
 
     Args:
         values (`torch.Tensor` of shape `(batch_size, K)` or `(batch_size, K, channels)`): Values of the regions.
@@ -95,12 +124,15 @@ def lay_back(
             Region of each cell, in [0, K). A cell with another id gets 0.
         size (pair of `int`): Height and width of the result in pixels.
         box ([`Box`], *optional*): The part of the result that the map covers, by default all of it; 0 outside.
+        mode (`str`, *optional*, defaults to `"nearest"`):
+            How the map's cells become pixels, see [`cells_to_pixels`]. `"bilinear"` smooths between neighbouring cells
+            of the map; a map with one cell for each tile of a grid interpolates between the tiles.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, height, width)` or `(batch_size, channels, height, width)`.
 
     Raises:
-        ValueError: when the shapes do not fit.
+        ValueError: when the shapes do not fit, on another `mode`, and on integers with `"bilinear"`.
     """
     if values.ndim not in (2, 3) or superpixel_ids.ndim != 3 or superpixel_ids.shape[0] not in (1, values.shape[0]):
         raise ValueError(
@@ -113,7 +145,7 @@ def lay_back(
     vectors = values.reshape(batch, count, -1).transpose(1, 2)
     cells = vectors.gather(2, index[:, None].expand(-1, vectors.shape[1], -1)).unflatten(2, ids.shape[1:])
     cells = cells.masked_fill(((ids < 0) | (ids >= count))[:, None], 0)
-    pixels = cells_to_pixels(cells, size, box)
+    pixels = cells_to_pixels(cells, size, box, mode=mode)
     return pixels[:, 0] if values.ndim == 2 else pixels
 
 
