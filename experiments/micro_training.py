@@ -43,6 +43,9 @@ BASE: dict[str, Any] = {
     "num_superpixels": 36,
     "layer_types": "full_attention",
     "num_latents": 8,
+    "classifier_pooling": "cls_patch_mean",
+    # 0.02 is for a width of 768; what keeps the variance falls with its root.
+    "initializer_range": 0.05,
     "num_labels": 10,
     "attn_implementation": "eager",
 }

@@ -134,7 +134,7 @@ def stem() -> Question:
 def head() -> Question:
     """What the classifier reads."""
     small: Variant = {"num_superpixels": 16}
-    changes: dict[str, Variant] = {"base": {}, "mean": {"classifier_pooling": "cls_patch_mean"}}
+    changes: dict[str, Variant] = {"base": {}, "class_token": {"classifier_pooling": "cls"}}
     changes |= {f"{name}_latent": {**change, **LATENT} for name, change in changes.items()}
     return Question("What should the classifier read?", "base", {n: {**small, **c} for n, c in changes.items()})
 
@@ -169,7 +169,7 @@ def training() -> Question:
         "averaged": {"ema_decay": 0.99},
         "cutmix": {"cutmix_alpha": 1.0},
         "layers_6": {"num_hidden_layers": 6},
-        "weights_0.05": {"initializer_range": 0.05},
+        "weights_0.02": {"initializer_range": 0.02},
         "weights_0.09": {"initializer_range": 0.09},
         "rate_3e-3": {"learning_rate": 3e-3},
         "decay_0.3": {"weight_decay": 0.3},

@@ -17,11 +17,10 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 _BANDS = 6
 
 
-def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution that keeps the variance of its input; patches where `kernel` is `stride`."""
-    padding = 0 if kernel == stride else (kernel - stride + 1) // 2
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
-    nn.init.normal_(layer.weight, std=math.sqrt(2 * groups / (inputs * kernel**2)))
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - stride + 1) // 2)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (inputs * kernel**2)))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
@@ -43,17 +42,6 @@ class Position(nn.Module):
         return cells + self.linear(features).permute(2, 0, 1)
 
 
-class Residual(nn.Module):
-    """x + f(x)."""
-
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x)
-
-
 class Stem(nn.Module):
     """
     Convolutions to cells, and behind them, if there are any, to a coarser map that is laid back onto the cells.
@@ -61,27 +49,29 @@ class Stem(nn.Module):
     Args:
         fine (`nn.Module`): Pixels to `(batch, channels, rows, columns)` of cells.
         coarse (`nn.Module`, *optional*): From there to half or a quarter of the rows and columns.
-        keep_fine (`bool`): Whether the cells stand beside the coarser map, or give way to it.
     """
 
-    def __init__(self, fine: nn.Module, coarse: nn.Module | None = None, keep_fine: bool = True):
+    def __init__(self, fine: nn.Module, coarse: nn.Module | None = None):
         super().__init__()
-        self.fine, self.coarse, self.keep_fine = fine, coarse, keep_fine
+        self.fine, self.coarse = fine, coarse
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         cells = self.fine(pixel_values.contiguous(memory_format=torch.channels_last))
         if self.coarse is not None:
             coarse = functional.interpolate(self.coarse(cells), size=cells.shape[2:], mode="nearest")
-            cells = torch.cat((cells, coarse), dim=1) if self.keep_fine else coarse
+            cells = torch.cat((cells, coarse), dim=1)
         return cells.flatten(2).transpose(1, 2)
 
 
-def _cells(size: int, channels: int, depth: int = 1, norm: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = [_convolution(3, channels, size, size)]
+def _normalised(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution and batch normalisation, which a trained model can fold into it."""
+    return nn.Sequential(_convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs))
+
+
+def _cells(size: int, channels: int, depth: int = 1, block: Callable[..., nn.Module] = _normalised) -> nn.Sequential:
+    layers = [block(3, channels, size, size)]
     for _ in range(depth):
-        layers += [nn.GELU(), _convolution(channels, channels)]
-    if norm:
-        layers.append(nn.BatchNorm2d(channels))
+        layers += [nn.GELU(), block(channels, channels)]
     return nn.Sequential(*layers, Position(channels), nn.GELU())
 
 
@@ -92,28 +82,38 @@ def _early(size: int, channels: int) -> nn.Sequential:
     while size > 1:
         width *= 2
         size //= 2
-        layers += [_convolution(inputs, width, 3, 2), nn.GELU()]
+        layers += [_normalised(inputs, width, 3, 2), nn.GELU()]
         inputs = width
-    return nn.Sequential(*layers, _convolution(inputs, channels), Position(channels), nn.GELU())
+    return nn.Sequential(*layers, _normalised(inputs, channels), Position(channels), nn.GELU())
 
 
-def _overlapping(size: int, channels: int) -> nn.Sequential:
-    first = _convolution(3, channels, 2 * size, size)
-    return nn.Sequential(first, nn.GELU(), _convolution(channels, channels), Position(channels), nn.GELU())
-
-
-def _convnext(channels: int) -> Residual:
-    """Depthwise 5 x 5, then an MLP four times as wide (Liu et al., "A ConvNet for the 2020s", 2022)."""
-    wide = 4 * channels
-    layers = _convolution(channels, channels, 5, groups=channels), nn.GroupNorm(1, channels)
-    return Residual(*layers, _convolution(channels, wide, 1), nn.GELU(), _convolution(wide, channels, 1))
-
-
-def _halved(channels: int, width: int, depth: int = 1, residual: bool = False) -> nn.Sequential:
-    layers: list[nn.Module] = [_convolution(channels, width, 3, 2), nn.GELU()]
+def _steps(size: int, channels: int, depth: int = 0) -> nn.Sequential:
+    """Steps of stride two, each twice as wide as the one before, to `channels`; then `depth` more convolutions."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    while size > 1:
+        size //= 2
+        layers += [_normalised(inputs, channels // size, 3, 2), nn.GELU()]
+        inputs = channels // size
     for _ in range(depth):
-        block = [_convolution(width, width), nn.GELU()]
-        layers += [Residual(*block)] if residual else block
+        layers += [_normalised(inputs, channels), nn.GELU()]
+    # The last activation follows the position.
+    return nn.Sequential(*layers[:-1], Position(channels), nn.GELU())
+
+
+def _overlapping(
+    size: int, channels: int, activation: Callable[[], nn.Module], kernel: int = 2, inner: int = 1
+) -> nn.Sequential:
+    """Patches `kernel` times as large as a cell, `inner` times as many channels of them as of the cells."""
+    first = _normalised(3, inner * channels, kernel * size, size)
+    second = _normalised(inner * channels, channels)
+    return nn.Sequential(first, activation(), second, Position(channels), activation())
+
+
+def _halved(channels: int, width: int, depth: int) -> nn.Sequential:
+    layers = [_normalised(channels, width, 3, 2), nn.GELU()]
+    for _ in range(depth):
+        layers += [_normalised(width, width), nn.GELU()]
     return nn.Sequential(*layers)
 
 
@@ -188,41 +188,42 @@ class Tried:
     read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
-def _expanded(size: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(_cells(size, channels), _convolution(channels, 3 * channels, 1, 1), nn.GELU())
+def _own(size: int, channels: int) -> Stem:
+    return Stem(_overlapping(size, channels, nn.ReLU))
+
+
+def _coarse(*depths: int) -> Tried:
+    """Beside the cells maps of half the rows and columns, twice the channels; so many convolutions in each."""
+
+    def build(size: int, channels: int) -> Stem:
+        maps = (_halved(channels * 2**i, channels * 2 ** (i + 1), depth) for i, depth in enumerate(depths))
+        return Stem(_cells(size, channels), nn.Sequential(*maps))
+
+    return Tried(build, lambda c: 2 * (c + c * 2 ** len(depths)))
 
 
 STEMS: dict[str, Tried] = {
-    "model": Tried(lambda size, c: Stem(_cells(size, c))),
-    "depth_2": Tried(lambda size, c: Stem(_cells(size, c, depth=2))),
-    "depth_3": Tried(lambda size, c: Stem(_cells(size, c, depth=3))),
-    "norm": Tried(lambda size, c: Stem(_cells(size, c, norm=True))),
-    "early": Tried(lambda size, c: Stem(_early(size, c))),
-    "overlapping": Tried(lambda size, c: Stem(_overlapping(size, c))),
-    "convnext": Tried(lambda size, c: Stem(nn.Sequential(_cells(size, c), _convnext(c)))),
-    "expanded": Tried(lambda size, c: Stem(_expanded(size, c)), lambda c: 6 * c),
-    "coarse": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c)), lambda c: 6 * c),
-    "coarse_alone": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c), keep_fine=False), lambda c: 4 * c),
-    "coarse_2": Tried(lambda size, c: Stem(_cells(size, c), _halved(c, 2 * c, 2, True)), lambda c: 6 * c),
-    # The convolution that the coarse map costs is saved on the cells.
-    "coarse_lean": Tried(lambda size, c: Stem(_cells(size, c, depth=0), _halved(c, 2 * c)), lambda c: 6 * c),
-    "coarse_lean_2": Tried(
-        lambda size, c: Stem(_cells(size, c, depth=0), _halved(c, 2 * c, 2, True)), lambda c: 6 * c
-    ),
-    "coarser": Tried(
-        lambda size, c: Stem(_cells(size, c), nn.Sequential(_halved(c, 2 * c), _halved(2 * c, 4 * c))),
-        lambda c: 10 * c,
-    ),
-    "mean": Tried(lambda size, c: Stem(_cells(size, c)), lambda c: c, lambda mean, maximum: mean),
-    "maximum": Tried(lambda size, c: Stem(_cells(size, c)), lambda c: c, lambda mean, maximum: maximum),
-    "attention": Tried(lambda size, c: Gated(Stem(_cells(size, c)), c), lambda c: 2 * c, _attended),
+    # What the model had at first, and what it has.
+    "first": Tried(lambda size, c: Stem(_cells(size, c, block=_convolution))),
+    "model": Tried(_own),
+    "norm": Tried(lambda size, c: Stem(_cells(size, c))),
+    "norm_depth_2": Tried(lambda size, c: Stem(_cells(size, c, depth=2))),
+    "norm_early": Tried(lambda size, c: Stem(_early(size, c))),
+    "norm_steps": Tried(lambda size, c: Stem(_steps(size, c))),
+    "norm_steps_1": Tried(lambda size, c: Stem(_steps(size, c, 1))),
+    "norm_overlapping": Tried(lambda size, c: Stem(_overlapping(size, c, nn.GELU))),
+    "norm_relu_wide": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, inner=2))),
+    "norm_relu_3": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, kernel=3))),
+    "norm_coarse": _coarse(1),
+    "norm_coarser": _coarse(0, 1),
+    "mean": Tried(_own, lambda c: c, lambda mean, maximum: mean),
+    "maximum": Tried(_own, lambda c: c, lambda mean, maximum: maximum),
+    "attention": Tried(lambda size, c: Gated(_own(size, c), c), lambda c: 2 * c, _attended),
     "deviation": Tried(
-        lambda size, c: Widened(Stem(_cells(size, c)), size, lambda cells, _: cells.square()), lambda c: 3 * c, _spread
+        lambda size, c: Widened(_own(size, c), size, lambda cells, _: cells.square()), lambda c: 3 * c, _spread
     ),
     "colour": Tried(
-        lambda size, c: Widened(
-            Stem(_cells(size, c)), size, lambda _, colours: torch.cat((colours, colours.square()), dim=2)
-        ),
+        lambda size, c: Widened(_own(size, c), size, lambda _, colours: torch.cat((colours, colours.square()), dim=2)),
         lambda c: 2 * c + 6,
         _coloured,
     ),

@@ -21,6 +21,8 @@ VARIANTS = [
     {"patch_pooling": "none"},
     {"patch_pooling": "none", "embedding_type": "patch", "position_embedding_type": "learned"},
     {"attention_area_bias": True},
+    {"classifier_pooling": "cls_patch_mean"},
+    {"classifier_pooling": "cls_patch_mean", "layer_types": ["full_attention", "full_attention"]},
 ]
 
 
@@ -46,15 +48,16 @@ def test_every_stage_of_a_tiny_model_by_hand(tiny_config):
         # Pixels read, colours written, six features read each round; ids of 8 bytes.
         activation_bytes=4 * (3072 + 256 * 3 + 256 * 6 * 5) + 8 * 256,
     )
-    weights = 8 * 3 * 2 * 2 + 8 * 8 * 9 + 24 * 8
+    weights = 8 * 3 * 4 * 4 + 8 * 8 * 9 + 24 * 8
     assert costs["embedding"] == StageCost(
         "embedding",
         matmul_flops=2 * 256 * weights,
-        # Two GELUs of 4, the position added.
-        element_operations=256 * 8 * 9,
+        # Two ReLUs, the position added.
+        element_operations=256 * 8 * 3,
         # Pixels read; cells written, read and written.
         activation_bytes=4 * (3072 + 3 * 256 * 8),
-        weight_bytes=4 * (weights + 8 + 8 + 8),
+        # Factor and bias of two normalisations, bias of the position.
+        weight_bytes=4 * (weights + 4 * 8 + 8),
     )
     assert costs["pooling"] == StageCost(
         "pooling",
@@ -118,6 +121,20 @@ def test_a_vit_costs_what_torch_counts_with_any_attention(patch_size):
         model.set_attn_implementation(implementation)
         assert count_flops(model, torch.zeros(1, 3, 32, 32)) == products
     assert sum(cost.weight_bytes for cost in stage_costs(config, 32)) == 4 * model.num_parameters()
+
+
+def test_the_mean_beside_the_class_token_by_hand(tiny_config):
+    """Width 32, five classes: latents (4) are added up, tokens (16) multiplied by their areas."""
+    for kind, products, operations, averaged in (("latent", 0, 4 * 32, 4), ("full", 2 * 16 * 32, 0, 16)):
+        layers = {"layer_types": [f"{kind}_attention"], "num_hidden_layers": 1}
+        plain, mean = (
+            by_stage(tiny_config(**layers, classifier_pooling=pooling))["head"]
+            for pooling in ("cls", "cls_patch_mean")
+        )
+        assert mean.matmul_flops - plain.matmul_flops == 2 * 32 * 5 + products
+        assert mean.element_operations - plain.element_operations == operations
+        assert mean.activation_bytes - plain.activation_bytes == 4 * (32 + (averaged + 1) * 32)
+        assert mean.weight_bytes - plain.weight_bytes == 4 * 32 * 5
 
 
 @pytest.mark.parametrize(

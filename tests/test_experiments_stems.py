@@ -52,8 +52,12 @@ def test_the_stem_named_after_the_model_computes_what_the_model_does():
     model = FocusViTForImageClassification(FocusViTConfig(**CONFIG)).eval()
     tried = built("model").eval()
     own, theirs = model.focusvit.embeddings.units, tried.focusvit.embeddings.units.fine
-    for mine, other in ((own.cells, theirs[0]), (own.mixing, theirs[2]), (own.position, theirs[3].linear)):
-        other.load_state_dict(mine.state_dict())
+    for mine, other in ((own.cells, theirs[0]), (own.mixing, theirs[2])):
+        other[0].weight.data = mine.convolution.weight.data
+        for norm in (mine.norm, other[1]):
+            norm.running_mean.copy_(torch.linspace(-1, 1, 8))
+            norm.running_var.copy_(torch.linspace(0.5, 2, 8))
+    theirs[3].linear.load_state_dict(own.position.state_dict())
     torch.testing.assert_close(tried.focusvit.embeddings.units(pixels), own(pixels), atol=1e-5, rtol=1e-5)
 
 

@@ -146,7 +146,8 @@ def test_the_stem_keeps_the_variance_of_the_picture(tiny_config, photographs):
     model = FocusViTModel(tiny_config(**options, initializer_range=0.02))
     embeddings = model.embeddings
     stem = embeddings.units
-    for layer in (stem.cells, stem.mixing, stem.position, embeddings.projection, embeddings.position.fc1):
+    convolutions = stem.cells.convolution, stem.mixing.convolution
+    for layer in (*convolutions, stem.position, embeddings.projection, embeddings.position.fc1):
         gain = layer.weight.std() * layer.weight[0].numel() ** 0.5
         assert 0.8 < gain < 1.6
     pixels = photographs.float() / 127.5 - 1
@@ -163,7 +164,7 @@ def test_a_missing_layer_of_the_stem_starts_as_in_a_new_model(tiny_model, tmp_pa
     tiny_model(initializer_range=0.02).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
-    del weights["focusvit.embeddings.units.cells.weight"]
+    del weights["focusvit.embeddings.units.cells.convolution.weight"]
     save_file(weights, path, metadata={"format": "pt"})
     loaded = FocusViTForImageClassification.from_pretrained(tmp_path)
-    assert loaded.focusvit.embeddings.units.cells.weight.std() > 0.2
+    assert loaded.focusvit.embeddings.units.cells.convolution.weight.std() > 0.2

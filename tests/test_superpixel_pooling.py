@@ -12,6 +12,7 @@ import reference
 from focusvit_hf import superpixel_pooling
 from focusvit_hf.superpixel_pooling import (
     FocusViTConvEmbedding,
+    FocusViTConvNorm,
     FocusViTDynamicPosition,
     FocusViTEmbeddings,
     FocusViTLearnedPosition,
@@ -244,6 +245,30 @@ def test_conv_embedding_knows_where_a_cell_is(tiny_config):
     inner = units[1:-1, 1:-1].flatten(0, 1)
     distance = torch.cdist(inner, inner) + torch.eye(len(inner))
     assert distance.min() > 1e-4
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (8, 4), (15, 7)])
+def test_normalisation_is_folded_into_the_convolution_in_evaluation(kernel, stride):
+    torch.manual_seed(0)
+    block = FocusViTConvNorm(3, 8, kernel, stride)
+    for value in (block.norm.weight, block.norm.bias):
+        torch.nn.init.normal_(value)
+    pixels = torch.randn(2, 3, 28, 56)
+    for _ in range(5):
+        assert block(pixels).shape == (2, 8, 28 // stride, 56 // stride)
+    # Each channel of a batch in training has the bias as its mean, and the statistics have begun to follow it.
+    torch.testing.assert_close(block(pixels).mean(dim=(0, 2, 3)), block.norm.bias, rtol=1e-4, atol=1e-4)
+    assert block.norm.running_mean.abs().max() > 0
+    block.eval()
+    folded, plain = block(pixels), block.norm(block.convolution(pixels))
+    torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+    parameters = tuple(block.parameters())
+    for own, expected in zip(
+        torch.autograd.grad(folded.square().sum(), parameters),
+        torch.autograd.grad(plain.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_patch_embedding_is_that_of_vit(tiny_config):

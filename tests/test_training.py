@@ -76,27 +76,29 @@ def test_seeded_collator_depends_on_epoch_and_pictures_alone():
 
 
 def test_moving_average_against_a_plain_loop(tmp_path):
-    model = torch.nn.Linear(3, 2)
+    # A weight, and the statistics of a batch normalisation, which belong to it.
+    model = torch.nn.BatchNorm1d(3)
     ema = ExponentialMovingAverage(0.9)
     ema.update(model)
-    expected = model.weight.detach().clone()
+    own = model.weight.detach(), model.running_var
+    expected = [value.clone() for value in own]
     for step in range(1, 30):
-        with torch.no_grad():
-            model.weight.add_(torch.randn(2, 3))
+        for value in own:
+            value.add_(torch.rand(3))
         decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.weight.detach()
+        expected = [decay * mean + (1 - decay) * value for mean, value in zip(expected, own, strict=True)]
         ema.update(model)
-    own = model.weight.detach().clone()
+    last = [value.clone() for value in own]
     with ema.applied(model):
-        torch.testing.assert_close(model.weight.detach(), expected)
-    assert torch.equal(model.weight, own)
+        torch.testing.assert_close(list(own), expected)
+    assert all(map(torch.equal, own, last))
 
     ema.save(tmp_path)
     other = ExponentialMovingAverage(0.9)
     other.load(tmp_path, model)
     assert int(other.average.n_averaged) == 30
     with other.applied(model):
-        torch.testing.assert_close(model.weight.detach(), expected)
+        torch.testing.assert_close(list(own), expected)
     with pytest.raises(ValueError, match="expected the weights"):
         other.load(tmp_path, torch.nn.Conv2d(1, 1, 1, bias=False))
     with pytest.raises(ValueError, match="expected a moving average"):

@@ -35,7 +35,6 @@ _COUNTED = {
     "mlp_type": "mlp",
     "layer_scale": None,
     "num_prefix_tokens": 1,
-    "classifier_pooling": "cls",
     "superpixel_assignment": "soft",
 }
 
@@ -165,14 +164,16 @@ def _superpixels(config: FocusViTConfig, resolution: int) -> StageCost:
 
 def _cells(config: FocusViTConfig, resolution: int) -> StageCost:
     cells, channels = (resolution // config.cell_size) ** 2, config.stem_channels
-    weights = channels * (config.num_channels * config.cell_size**2 + 9 * channels + _FOURIER)
+    patch = 2 * config.cell_size + config.cell_size % 2
+    weights = channels * (config.num_channels * patch**2 + 9 * channels + _FOURIER)
     return StageCost(
         "embedding",
         matmul_flops=2 * cells * weights,
-        # Twice a GELU, the position added. Its Fourier features do not depend on the picture.
-        element_operations=cells * channels * (2 * _GELU + 1),
+        # Twice a ReLU, the position added. Its Fourier features do not depend on the picture.
+        element_operations=cells * channels * 3,
         activation_bytes=_FLOAT * (config.num_channels * resolution**2 + 3 * cells * channels),
-        weight_bytes=_FLOAT * (weights + 3 * channels),
+        # Each normalisation two factors a channel, the position a bias.
+        weight_bytes=_FLOAT * (weights + 5 * channels),
     )
 
 
@@ -241,14 +242,26 @@ def _encoder(config: Any, layer_types: Sequence[str], tokens: int, latents: int)
             _FLOAT * stream * (3 * width + 2 * inner),
             _FLOAT * (weights + inner + 3 * width),
         )
-    head = StageCost(
+    return [attention, mlp, _head(config, stream, tokens if context == 0 else 0)]
+
+
+def _head(config: Any, stream: int, weighed: int) -> StageCost:
+    """Norm of `stream` states and classifier; the mean beside the class token is weighed over so many of them."""
+    width = config.hidden_size
+    has_mean = getattr(config, "classifier_pooling", "cls") == "cls_patch_mean"
+    read = 2 * width if has_mean else width
+    cost = StageCost(
         "head",
-        2 * width * config.num_labels,
+        2 * read * config.num_labels,
         stream * width * _NORM,
-        _FLOAT * (2 * stream * width + width + config.num_labels),
-        _FLOAT * (config.num_labels * (width + 1) + 2 * width),
+        _FLOAT * (2 * stream * width + read + config.num_labels),
+        _FLOAT * (config.num_labels * (read + 1) + 2 * width),
     )
-    return [attention, mlp, head]
+    if has_mean:
+        averaged = weighed or stream - 1
+        products, additions = (2 * averaged * width, 0) if weighed else (0, averaged * width)
+        cost += StageCost("", products, additions, _FLOAT * (averaged + 1) * width)
+    return cost
 
 
 def _attention(config: Any, stream: int, context: int) -> StageCost:

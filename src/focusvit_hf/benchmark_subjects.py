@@ -49,9 +49,10 @@ FOCUSVIT_SIZES: dict[str, dict[str, Any]] = {
         "stem_channels": 64,
         "num_superpixels": 16,
         "num_latents": 8,
+        "initializer_range": 0.044,
     },
-    "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
-    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "initializer_range": 0.04},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "initializer_range": 0.028},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 # All full; full in the first half and latent in the second; all latent.
@@ -179,7 +180,8 @@ def _square(side: int) -> dict[str, int]:
 
 
 def _focusvit_family() -> Iterator[Subject]:
-    for size, shape in FOCUSVIT_SIZES.items():
+    for size, own in FOCUSVIT_SIZES.items():
+        shape = {**own, "classifier_pooling": "cls_patch_mean"}
         number = shape.get("num_hidden_layers", FocusViTConfig.num_hidden_layers)
         full, latent = ["full_attention"], ["latent_attention"]
         half = number // 2

@@ -145,7 +145,7 @@ class ExponentialMovingAverage(TrainerCallback):
         """Takes in the weights of `model`; begins with them where nothing was taken in yet."""
         average = self.average
         if average is None:
-            average = self.average = AveragedModel(model).requires_grad_(False)
+            average = self.average = AveragedModel(model, use_buffers=True).requires_grad_(False)
         updates = int(average.n_averaged)
         average.multi_avg_fn = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
         average.update_parameters(model)
@@ -156,23 +156,18 @@ class ExponentialMovingAverage(TrainerCallback):
         if self.average is None:
             yield
             return
-        averaged = dict(self.average.module.named_parameters())
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        own = {name: value.clone() for name, value in model.state_dict().items()}
         try:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(averaged[name])
+            model.load_state_dict(self.average.module.state_dict())
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(own[name])
+            model.load_state_dict(own)
 
     def save(self, folder: Path) -> None:
         """Writes the average and its number of updates to `folder / "ema.safetensors"`."""
         if self.average is None:
             return
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.average.module.named_parameters()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.average.module.state_dict().items()}
         tensors["n_averaged"] = self.average.n_averaged.cpu()
         save_file(tensors, folder / EMA_FILE)
 
@@ -187,14 +182,12 @@ class ExponentialMovingAverage(TrainerCallback):
         if not path.is_file():
             raise ValueError(f"expected a moving average of the weights in {path}, got no such file; drop --ema_decay")
         tensors = load_file(path)
-        average = AveragedModel(model).requires_grad_(False)
+        average = AveragedModel(model, use_buffers=True).requires_grad_(False)
         average.n_averaged.copy_(tensors.pop("n_averaged"))
-        own = dict(average.module.named_parameters())
+        own = average.module.state_dict()
         if own.keys() != tensors.keys():
             raise ValueError(f"expected the weights {sorted(own)} in {path}, got {sorted(tensors)}")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+        average.module.load_state_dict(tensors)
         self.average = average
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
