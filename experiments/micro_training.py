@@ -347,7 +347,8 @@ def outcomes(run: Run, pictures: Pictures) -> tuple[np.ndarray, float]:
 def save_model(model: FocusViTForImageClassification, folder: Path) -> None:
     """Writes weights in fp16 and the configuration, which asks for them in fp32."""
     model.config.dtype = torch.float32
-    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    halved = ((name, v.half() if v.is_floating_point() else v) for name, v in model.state_dict().items())
+    state = {name: value.contiguous() for name, value in halved}
     model.save_pretrained(folder, state_dict=state)
 
 

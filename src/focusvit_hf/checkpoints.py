@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .configuration_focusvit import FocusViTConfig
+from .errors import joined
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification
 
@@ -66,5 +67,4 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
     ]
     problems += report["error_msgs"]
     if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"expected the weights of the model in {name}, got: {'; '.join(problems[:3])}{more}")
+        raise ValueError(f"expected the weights of the model in {name}, got: {joined(problems)}")

@@ -18,6 +18,7 @@ from .conversion_loading import load_source
 from .conversion_processor import load_image_processor, picture_size, processor_settings
 from .conversion_sources import POSITION_TABLE, Source, source_of_model
 from .conversion_timm import source_of_timm
+from .errors import joined
 from .modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from .superpixel_pooling import FocusViTLearnedPosition
 
@@ -241,8 +242,7 @@ def _check_tensors(source: Source, model: FocusViTPreTrainedModel) -> None:
         elif not tensor.is_floating_point() or tensor.is_meta:
             problems.append(f"{origin} holds no floating-point numbers")
     if problems:
-        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(f"Expected the tensors of a plain {source.name}, got: {'; '.join(problems[:4])}{more}.")
+        raise ValueError(f"Expected the tensors of a plain {source.name}, got: {joined(problems)}.")
 
 
 def _target_config(

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .configuration_focusvit import LARGEST_SIZE, FocusViTConfig
 from .conversion_sources import MODEL_CLASSES, check_model_type, settings_of_config
+from .errors import joined
 
 
 # Of a checkpoint's model card, what a model made of it has to repeat.
@@ -85,8 +86,7 @@ def load_source(name: str | Path, replaced: Mapping[str, Any] | None = None) -> 
         problems += [f"{key} has shape {tuple(got)}" for key, got, _ in sorted(report["mismatched_keys"])]
         problems += report["error_msgs"]
         if problems:
-            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise ValueError(f"Expected the tensors of {architecture}, got: {'; '.join(problems[:4])}{more}.")
+            raise ValueError(f"Expected the tensors of {architecture}, got: {joined(problems)}.")
     return model, spare
 
 

@@ -47,6 +47,12 @@ def _cell_features(height: int, width: int, device: torch.device) -> torch.Tenso
     return fourier_features(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1))
 
 
+@cached_table
+def _map_of_tiles(layout: tuple[int, int], cells: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """[`tile_ids`] for a batch of one."""
+    return tile_ids(layout, *cells, device=device)[None]
+
+
 def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = False) -> torch.Tensor:
     r"""
     Weighted mean of units over regions, z_i = Σ_j O[j, i]·u_j / Σ_j O[j, i] (FocusViT, SPPP), and a smooth maximum
@@ -175,11 +181,10 @@ class FocusViTConvEmbedding(nn.Module):
         keep_variance(self.position)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        cells = self.cells(pixel_values)
         if not torch.compiler.is_compiling():
-            # The next convolution is faster on it, and pooling wants the channels last anyway.
-            cells = cells.contiguous(memory_format=torch.channels_last)
-        cells = self.mixing(cells.relu_())
+            # Convolutions are faster on it, and pooling wants the channels last anyway.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        cells = self.mixing(self.cells(pixel_values).relu_())
         features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
         position = self.position(features.to(self.position.weight.dtype))
         return (cells.flatten(2).transpose(1, 2) + position).relu_()
@@ -285,7 +290,7 @@ class FocusViTEmbeddings(nn.Module):
         layout = patches
         if self.config.patch_pooling == "grid":
             layout = superpixel_layout(self.config.num_superpixels, *cells)
-        return tile_ids(layout, *cells, device=device)[None]
+        return _map_of_tiles(layout, cells, device)
 
     def forward(
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
