@@ -26,8 +26,9 @@ from transformers import (
 
 import focusvit_hf
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
-from focusvit_hf.augmentation import AugmentationConfig, FocusViTDataCollator
+from focusvit_hf.augmentation import AugmentationConfig
 from focusvit_hf.conversion_loading import licence_of
+from focusvit_hf.data_collator import FocusViTDataCollator
 from focusvit_hf.distillation import Distillation, load_distillation
 from focusvit_hf.files import read_json, write_json, write_whole
 from focusvit_hf.hub import CARD_FILE, TRAINING_LOG_FILE, push_to_hub

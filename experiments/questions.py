@@ -88,6 +88,7 @@ def attention() -> Question:
     variants: dict[str, Variant] = {"full": {}}
     variants |= {f"latent_{count}": {**LATENT, "num_latents": count} for count in (4, 8, 16)}
     kinds = ["full_attention"] * 2 + ["latent_attention"] * 2
+    variants["one_full_then_latent"] = {"layer_types": kinds[1:] + kinds[-1:]}
     variants["full_then_latent"] = {"layer_types": kinds}
     variants["latent_then_full"] = {"layer_types": kinds[::-1]}
     variants["latent_8_area_bias"] = {**LATENT, "attention_area_bias": True}

@@ -11,9 +11,9 @@ from PIL import Image
 from focusvit_hf import FocusViTImageProcessor
 from focusvit_hf.augmentation import (
     AugmentationConfig,
-    FocusViTDataCollator,
     soft_targets,
 )
+from focusvit_hf.data_collator import FocusViTDataCollator
 from focusvit_hf.superpixels import slic
 
 
