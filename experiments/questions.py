@@ -113,6 +113,13 @@ def position() -> Question:
     )
 
 
+def detail() -> Question:
+    """Tokens spent where the detail is, rectangles as in the grid."""
+    small: Variant = {"num_superpixels": 16}
+    variants = {"superpixel": {}, "grid": {"patch_pooling": "grid"}, "detail_tiles": {"regions": "detail_tiles"}}
+    return Question("Should tokens go where the detail is?", "grid", {n: {**small, **v} for n, v in variants.items()})
+
+
 def slic_settings() -> Question:
     """Compactness and iterations of SLIC, alike in training and in the test."""
     variants: dict[str, Variant] = {"base": {}}
@@ -187,6 +194,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "tokens": tokens,
     "attention": attention,
     "position": position,
+    "detail": detail,
     "slic": slic_settings,
     "stem": stem,
     "head": head,

@@ -24,7 +24,7 @@ import tables  # isort: skip
 from micro_data import Pictures, load_pictures, training_and_evaluation  # isort: skip
 from paired_bootstrap import Difference, paired_bootstrap  # isort: skip
 from questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched  # isort: skip
-from regions import random_regions, region_ids  # isort: skip
+from regions import detail_tiles, random_regions, region_ids  # isort: skip
 
 
 TINY = {
@@ -91,6 +91,27 @@ def test_random_regions_are_connected_and_all_there(count, cells):
         assert label(one + 1, connectivity=1).max() == total
     assert not torch.equal(ids[0], ids[1])
     assert torch.equal(ids, random_regions(6, count, cells, torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 12), (7, 12), (16, 12), (30, 12), (36, 12)])
+def test_tiles_by_detail_are_rectangles_and_all_there(count, side):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
+    images[1] = 7
+    images[2, :, :20] = 7
+    ids = detail_tiles(images, count, 2)
+    assert ids.shape == (3, side, side) and ids.dtype == torch.long
+    for one in ids:
+        assert one.unique().tolist() == list(range(count))
+        for number in range(count):
+            rows, columns = (one == number).nonzero(as_tuple=True)
+            assert len(rows) == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+    with pytest.raises(ValueError, match="at most 36 tiles by detail"):
+        detail_tiles(images, 37, 2)
+    # All detail is in the lowest sixth: more than a sixth of the tiles are there, and where there is none, a sixth.
+    if count >= 16:
+        assert len(ids[2, 10:].unique()) > count // 3
+        assert (ids[1].flatten().bincount() <= 2 * side**2 / count).all()
 
 
 def test_regions_of_another_picture_are_superpixels_of_the_one_before(pictures):
