@@ -46,7 +46,7 @@ def parameters_matched(variant: Mapping[str, Any], reference: Mapping[str, Any])
 def controls(num_superpixels: int, **changes: Any) -> Question:
     """
     FocusViT at K tokens against everything that could take its place: a grid, random regions, another picture's
-    superpixels, larger patches, and the dense ViTs, linear and with the same stem, which have more tokens.
+    superpixels, tiles that are small where the detail is, larger patches, and the dense ViTs, linear and with the same stem, which have more tokens.
     """
     superpixel: Variant = {"num_superpixels": num_superpixels, **changes}
     size, cell = BASE["image_size"], BASE["superpixel_cell_size"]
@@ -58,6 +58,7 @@ def controls(num_superpixels: int, **changes: Any) -> Question:
         "grid": {**superpixel, "patch_pooling": "grid"},
         "random": {**superpixel, "regions": "random"},
         "other_picture": {**superpixel, "regions": "other_picture"},
+        "detail_tiles": {**superpixel, "regions": "detail_tiles"},
         "dense_linear": linear,
         "dense_stem": {**changes, "patch_pooling": "none"},
         "superpixel_latent": {**superpixel, **LATENT},
@@ -111,13 +112,6 @@ def position() -> Question:
         "superpixel",
         {name: parameters_matched(variant, {}) for name, variant in variants.items()},
     )
-
-
-def detail() -> Question:
-    """Tokens spent where the detail is, rectangles as in the grid."""
-    small: Variant = {"num_superpixels": 16}
-    variants = {"superpixel": {}, "grid": {"patch_pooling": "grid"}, "detail_tiles": {"regions": "detail_tiles"}}
-    return Question("Should tokens go where the detail is?", "grid", {n: {**small, **v} for n, v in variants.items()})
 
 
 def slic_settings() -> Question:
@@ -194,7 +188,6 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "tokens": tokens,
     "attention": attention,
     "position": position,
-    "detail": detail,
     "slic": slic_settings,
     "stem": stem,
     "head": head,
