@@ -46,7 +46,8 @@ def parameters_matched(variant: Mapping[str, Any], reference: Mapping[str, Any])
 def controls(num_superpixels: int, **changes: Any) -> Question:
     """
     FocusViT at K tokens against everything that could take its place: a grid, random regions, another picture's
-    superpixels, tiles that are small where the detail is, larger patches, and the dense ViTs, linear and with the same stem, which have more tokens.
+    superpixels, tiles that are small where the detail is, larger patches, and the dense ViTs, linear and with the same
+    stem, which have more tokens.
     """
     superpixel: Variant = {"num_superpixels": num_superpixels, **changes}
     size, cell = BASE["image_size"], BASE["superpixel_cell_size"]
