@@ -74,9 +74,11 @@ def test_the_saved_weights_are_the_averaged_ones(blob_dir, tmp_path):
 @SCRIPTS
 def test_two_processes_equal_one_with_the_same_global_batch(blob_dir, tmp_path, script):
     shared = {"max_steps": 20, "do_eval": None, "final_evaluation": False, "dataloader_drop_last": True}
-    two = flags(blob_dir, tmp_path / "two", per_device_train_batch_size=8, **shared)
+    # Each process normalises the cells of a stem by its own part of the batch; patches are not normalised.
+    patches = {"embedding_type": "patch"}
+    two = flags(blob_dir, tmp_path / "two", config=patches, per_device_train_batch_size=8, **shared)
     run_on_two_processes(script.__file__, two)
-    script.main(flags(blob_dir, tmp_path / "one", per_device_train_batch_size=16, **shared))
+    script.main(flags(blob_dir, tmp_path / "one", config=patches, per_device_train_batch_size=16, **shared))
     assert len(losses(tmp_path / "one")) == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
@@ -96,11 +98,13 @@ def test_fsdp_on_two_processes_equals_one(blob_dir, tmp_path):
     one = flags(blob_dir, tmp_path / "one", per_device_train_batch_size=16, **changes)
     run_classification_no_trainer.main(one)
     assert len(losses(tmp_path / "one")) == 6
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    # Each process normalises the cells by its own part of the batch.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     sharded, whole = (load_file(tmp_path / run / "model.safetensors") for run in ("two", "one"))
     assert sharded.keys() == whole.keys()
     for name in whole:
-        torch.testing.assert_close(sharded[name], whole[name], atol=2e-3, rtol=0)
+        tolerance = 2e-2 if "running_" in name else 2e-3
+        torch.testing.assert_close(sharded[name], whole[name], atol=tolerance, rtol=0)
 
 
 # Accelerate shards on accelerators only; that code runs on a CPU when it takes its two processes for GPUs.

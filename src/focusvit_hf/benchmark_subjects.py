@@ -37,7 +37,7 @@ from .modeling_focusvit import FocusViTForImageClassification
 
 NUM_LABELS = 1000
 # The shapes of configuration/presets, which is not installed with the package.
-FOCUSVIT_SIZES: dict[str, dict[str, Any]] = {
+_SHAPES: dict[str, dict[str, Any]] = {
     "nano": {
         "image_size": 32,
         "patch_size": 4,
@@ -55,6 +55,7 @@ FOCUSVIT_SIZES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "initializer_range": 0.028},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+FOCUSVIT_SIZES = {size: {**shape, "classifier_pooling": "cls_patch_mean"} for size, shape in _SHAPES.items()}
 # All full; full in the first half and latent in the second; all latent.
 FOCUSVIT_LAYERS = ("full", "mixed", "latent")
 FOCUSVIT_VARIANTS: dict[str, dict[str, Any]] = {
@@ -180,8 +181,7 @@ def _square(side: int) -> dict[str, int]:
 
 
 def _focusvit_family() -> Iterator[Subject]:
-    for size, own in FOCUSVIT_SIZES.items():
-        shape = {**own, "classifier_pooling": "cls_patch_mean"}
+    for size, shape in FOCUSVIT_SIZES.items():
         number = shape.get("num_hidden_layers", FocusViTConfig.num_hidden_layers)
         full, latent = ["full_attention"], ["latent_attention"]
         half = number // 2

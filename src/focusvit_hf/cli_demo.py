@@ -11,6 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from .benchmark import environment
 from .benchmark_parts import time_split
+from .benchmark_subjects import FOCUSVIT_SIZES
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments
 from .cli_pictures import open_picture, print_classes, ranked_classes, write_png
@@ -82,8 +83,8 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def _tiny_systems(device: torch.device) -> dict[str, tuple[Any, Any]]:
-    """focusvit-tiny, which is the configuration's defaults, and Transformers' ViT of the same width and depth."""
-    config = FocusViTConfig()
+    """focusvit-tiny, and Transformers' ViT of the same width and depth."""
+    config = FocusViTConfig(**FOCUSVIT_SIZES["tiny"])
     dense = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
     with torch.random.fork_rng():
         torch.manual_seed(DEMO_SEED)
