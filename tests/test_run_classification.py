@@ -103,7 +103,7 @@ def test_fsdp_on_two_processes_equals_one(blob_dir, tmp_path):
     sharded, whole = (load_file(tmp_path / run / "model.safetensors") for run in ("two", "one"))
     assert sharded.keys() == whole.keys()
     for name in whole:
-        tolerance = 2e-2 if "running_" in name else 2e-3
+        tolerance = 2e-2 if "running_" in name else 5e-3
         torch.testing.assert_close(sharded[name], whole[name], atol=tolerance, rtol=0)
 
 
