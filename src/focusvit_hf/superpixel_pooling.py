@@ -139,7 +139,8 @@ def keep_variance(*layers: Any) -> None:
 
 class FocusViTConvNorm(nn.Module):
     """
-    A convolution and batch normalisation (Ioffe and Szegedy, 2015), which is folded into it in evaluation.
+    A convolution and batch normalisation (Ioffe and Szegedy, 2015), which is folded into it in evaluation. Where
+    several processes train, each normalises by its own part of the batch, unless `torch.nn.SyncBatchNorm` took over.
 
     `(batch_size, inputs, height, width)` to `(batch_size, outputs, height / stride, width / stride)`.
     """
