@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup
 
 from borders_data import Composites, shares_of_cells, training_batches
 from borders_scores import boundary_f, intersection_over_union, pixel_accuracy, region_ceilings
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.modeling_focusvit import FocusViTModel
 from focusvit_hf.superpixels import superpixel_layout
-from focusvit_hf.training import parameter_groups, require_finite
 from focusvit_hf.visualization import lay_back
 from micro_data import Pictures
-from micro_training import Recipe, model_inputs
+from micro_training import Recipe, model_inputs, optimise
 
 
 # "bilinear" and "bicubic" interpolate the map that the values stand on: the tiles of a grid, the cells of superpixels.
@@ -158,30 +156,14 @@ def fit(model: FigureFinder, plan: Recipe, seed: int, pictures: Pictures) -> lis
     Raises:
         ValueError: where the loss is not finite.
     """
-    model.train()
-    steps = len(pictures) // plan.batch_size
-    optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate)
-    total = steps * plan.epochs
-    scheduler = get_cosine_schedule_with_warmup(optimizer, round(plan.warmup * total), total)
     generator = torch.Generator().manual_seed(seed)
-    history = []
-    begin = time.perf_counter()
-    for epoch in range(plan.epochs):
-        losses = []
+
+    def losses() -> Iterator[torch.Tensor]:
         for batch in training_batches(pictures, plan.batch_size, generator):
             answer = model(**model_inputs(model.focusvit.config, batch.images))
-            loss = model.loss(answer, batch.masks)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-        mean = float(torch.stack(losses).mean())
-        require_finite(mean, (epoch + 1) * steps)
-        history.append({"loss": mean, "seconds": round(time.perf_counter() - begin, 1)})
-    model.eval()
-    return history
+            yield model.loss(answer, batch.masks)
+
+    return optimise(model, plan, len(pictures), losses)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.augmentation import (
     AugmentationConfig,
     color_jitter,
-    cutmix,
-    mixup,
     random_horizontal_flip,
+    random_mix,
     random_resized_crop,
     soft_targets,
 )
@@ -211,17 +211,9 @@ def fit(
     Raises:
         ValueError: where the loss is not finite.
     """
-    model.train()
-    steps_an_epoch = len(pictures) // plan.batch_size
-    optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate)
-    total = steps_an_epoch * plan.epochs
-    scheduler = get_cosine_schedule_with_warmup(optimizer, round(plan.warmup * total), total)
-    ema = ExponentialMovingAverage(plan.ema_decay) if plan.ema_decay else None
-    history = []
     draws = {name: torch.Generator().manual_seed(2 * seed + i) for i, name in enumerate(("pictures", "regions"))}
-    begin = time.perf_counter()
-    for epoch in range(plan.epochs):
-        losses = []
+
+    def losses() -> Iterator[torch.Tensor]:
         for images, targets in batches(pictures, config, plan, draws["pictures"]):
             with drawn_superpixels(config, plan, draws["regions"]):
                 inputs = model_inputs(config, images, plan.regions, draws["regions"])
@@ -230,6 +222,39 @@ def fit(
             loss = soft_cross_entropy(logits, targets, plan.label_smoothing)
             if distillation is not None:
                 loss = distillation.mixed(loss, logits, inputs["pixel_values"])
+            yield loss
+
+    return optimise(model, plan, len(pictures), losses)
+
+
+def optimise(
+    model: nn.Module, plan: Recipe, num_pictures: int, losses: Callable[[], Iterator[torch.Tensor]]
+) -> list[dict[str, float]]:
+    """
+    AdamW with the rates and the moving average of a recipe; leaves the model in evaluation mode.
+
+    Args:
+        model (`nn.Module`): What is trained where it stands.
+        plan ([`Recipe`]), num_pictures (`int`): How many steps there are.
+        losses (callable): Called once an epoch; yields the loss of each batch in turn.
+
+    Returns:
+        `list[dict]`: The history of [`Run`].
+
+    Raises:
+        ValueError: where the loss is not finite.
+    """
+    model.train()
+    steps_an_epoch = num_pictures // plan.batch_size
+    optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate)
+    total = steps_an_epoch * plan.epochs
+    scheduler = get_cosine_schedule_with_warmup(optimizer, round(plan.warmup * total), total)
+    ema = ExponentialMovingAverage(plan.ema_decay) if plan.ema_decay else None
+    history = []
+    begin = time.perf_counter()
+    for epoch in range(plan.epochs):
+        steps = []
+        for loss in losses():
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
             optimizer.step()
@@ -237,8 +262,8 @@ def fit(
             optimizer.zero_grad()
             if ema is not None:
                 ema.update(model)
-            losses.append(loss.detach())
-        mean = float(torch.stack(losses).mean())
+            steps.append(loss.detach())
+        mean = float(torch.stack(steps).mean())
         require_finite(mean, (epoch + 1) * steps_an_epoch)
         history.append({"loss": mean, "seconds": round(time.perf_counter() - begin, 1)})
     if ema is not None and ema.average is not None:
@@ -262,13 +287,9 @@ def batches(
         images = random_resized_crop(images, size, augmentation.crop_scale, augmentation.crop_ratio, generator)
         images = random_horizontal_flip(images, augmentation.horizontal_flip, generator)
         images = color_jitter(images, recipe.jitter, recipe.jitter, recipe.jitter, generator)
-        mixes = [(mix, a) for mix, a in ((mixup, recipe.mixup_alpha), (cutmix, recipe.cutmix_alpha)) if a > 0]
-        if mixes:
-            labels = soft_targets(labels, config.num_labels or 0)
-            coins = torch.rand(2, generator=generator).tolist()
-            if coins[0] < recipe.mix_probability:
-                mix, alpha = mixes[int(coins[1] * len(mixes))]
-                images, labels = mix(images, labels, alpha, generator)
+        if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
+            targets = soft_targets(labels, config.num_labels or 0)
+            images, labels = random_mix(images, targets, augmentation, generator)
         yield images.mul_(255).round_().to(torch.uint8), labels
 
 

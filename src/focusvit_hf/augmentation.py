@@ -263,3 +263,15 @@ class AugmentationConfig:
         if unknown:
             raise ValueError(f"Expected augmentation options from {known}, got {unknown}.")
         return cls(**options)
+
+
+def random_mix(
+    images: Tensor, targets: Tensor, config: AugmentationConfig, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """[`mixup`] or [`cutmix`], whichever the configuration has and as often as it says, or neither."""
+    coins = torch.rand(2, generator=generator).tolist()
+    mixes = [(mix, a) for mix, a in ((mixup, config.mixup_alpha), (cutmix, config.cutmix_alpha)) if a > 0]
+    if mixes and coins[0] < config.mix_probability:
+        mix, alpha = mixes[int(coins[1] * len(mixes))]
+        return mix(images, targets, alpha, generator)
+    return images, targets

@@ -14,10 +14,9 @@ from .augmentation import (
     as_dtype,
     as_floats,
     color_jitter,
-    cutmix,
-    mixup,
     random_crop_with_padding,
     random_horizontal_flip,
+    random_mix,
     random_resized_crop,
     soft_targets,
 )
@@ -205,9 +204,4 @@ class FocusViTDataCollator:
         if not config.makes_soft_targets or self.num_labels is None:
             return pictures, labels
         targets = soft_targets(labels, self.num_labels, config.label_smoothing)
-        coins = torch.rand(2, generator=self.generator).tolist()
-        mixes = [(mix, a) for mix, a in ((mixup, config.mixup_alpha), (cutmix, config.cutmix_alpha)) if a > 0]
-        if mixes and coins[0] < config.mix_probability:
-            mix, alpha = mixes[int(coins[1] * len(mixes))]
-            pictures, targets = mix(pictures, targets, alpha, self.generator)
-        return pictures, targets
+        return random_mix(pictures, targets, config, self.generator)
