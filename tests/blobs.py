@@ -25,6 +25,15 @@ TINY = {
     "intermediate_size": 64,
     "stem_channels": 8,
 }
+# The least that the experiments' models can be.
+SMALLEST = {
+    "image_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "stem_channels": 8,
+}
 
 
 def blob(number: int) -> PILImage.Image:
@@ -41,6 +50,13 @@ def blobs(count: int, first: int = 0) -> datasets.Dataset:
     numbers = range(first, first + count)
     columns = {"image": [blob(n) for n in numbers], "label": [n % 3 for n in numbers]}
     return datasets.Dataset.from_dict(columns, features=Features(image=Image(), label=ClassLabel(names=NAMES)))
+
+
+def write_parquet(folder: Path, training: int) -> Path:
+    """So many blobs to train on and ten to test as parquet files; gives the folder back."""
+    for split, first, count in (("train", 0, training), ("test", 100, 10)):
+        blobs(count, first).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
 
 
 def flags(blob_dir: Path, output_dir: Path, **changes) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from skimage.measure import label
 
-from blobs import ROOT, blobs
+from blobs import ROOT, SMALLEST, blobs, write_parquet
 from focusvit_hf.superpixels import slic
 
 
@@ -27,16 +27,7 @@ from questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched  # isor
 from regions import detail_tiles, random_regions, region_ids  # isort: skip
 
 
-TINY = {
-    "image_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "stem_channels": 8,
-    "num_superpixels": 4,
-    "num_labels": 3,
-}
+TINY = {**SMALLEST, "num_superpixels": 4, "num_labels": 3}
 SHORT = {"epochs": 2, "batch_size": 16}
 
 
@@ -51,10 +42,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
     """The same kind of pictures as a data set in files."""
-    folder = tmp_path_factory.mktemp("blobs")
-    for split, first, count in (("train", 0, 40), ("test", 100, 10)):
-        blobs(count, first).to_parquet(folder / f"{split}-00000.parquet")
-    return folder
+    return write_parquet(tmp_path_factory.mktemp("blobs"), 40)
 
 
 # Pictures

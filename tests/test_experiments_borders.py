@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.measure import label
 from skimage.segmentation import find_boundaries
 
-from blobs import ROOT
+from blobs import ROOT, SMALLEST
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -47,16 +47,7 @@ from borders_scores import (  # isort: skip
 from micro_data import Pictures  # isort: skip
 
 
-TINY = {
-    "image_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "stem_channels": 8,
-    "num_superpixels": 16,
-    "num_labels": 3,
-}
+TINY = {**SMALLEST, "num_superpixels": 16, "num_labels": 3}
 
 
 @pytest.fixture

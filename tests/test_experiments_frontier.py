@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blobs import ROOT, blobs
+from blobs import ROOT, SMALLEST, blobs
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 
 
@@ -25,14 +25,6 @@ from frontier_rows import DENSE, FAMILIES, LARGER, OURS, PEERS, load_rows  # iso
 from micro_training import Recipe, intended, settings  # isort: skip
 
 
-SMALL = {
-    "image_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "stem_channels": 8,
-}
 VARIANTS = {
     "superpixel": {},
     "superpixel_latent": {"layer_types": "latent_attention", "num_latents": 2},
@@ -56,7 +48,7 @@ def write(folder, question, variant, seed, right, about):
 
 
 def of_variant(variant, **recipe):
-    config, plan = settings({**SMALL, "num_superpixels": 4, **VARIANTS[variant]}, **recipe)
+    config, plan = settings({**SMALLEST, "num_superpixels": 4, **VARIANTS[variant]}, **recipe)
     return {**intended(config, plan), "tokens": config.num_tokens, "parameters": 1000}
 
 
@@ -66,7 +58,7 @@ def results(tmp_path):
     folder = tmp_path / "results"
     for number, variant in enumerate(VARIANTS):
         write(folder, "controls_4", variant, 0, 100 + number, of_variant(variant))
-    fed, _ = settings({**SMALL, "patch_pooling": "none"})
+    fed, _ = settings({**SMALLEST, "patch_pooling": "none"})
     peer = peers.intended(peers.configuration("LeViT-128S", fed), Recipe())
     write(folder, "peers", "LeViT-128S", 0, 150, {**peer, "tokens": None, "parameters": 5000})
     return folder
@@ -159,7 +151,7 @@ def test_rows_are_timed_as_they_were_trained(results, picture_files):
     parts = {name: {row["part"] for row in found["rows"] if row["subject"] == name} for name in NAMES}
     assert {name for name in NAMES if "superpixels" in parts[name]} == {"superpixel_4", "superpixel_latent_4"}
     parameters = {cost["subject"]: cost["parameters"] for cost in found["costs"]}
-    expected = FocusViTForImageClassification(settings({**SMALL, "num_superpixels": 4})[0]).num_parameters()
+    expected = FocusViTForImageClassification(settings({**SMALLEST, "num_superpixels": 4})[0]).num_parameters()
     assert parameters["superpixel_4"] == expected
     assert len(frontier.table(rows, json.loads(json.dumps(found)))) == len(rows)
 
@@ -292,7 +284,7 @@ def test_the_programs_write_times_tables_and_pictures(results, parquet, tmp_path
 
 
 def test_trained_folders_are_recorded_and_timed(parquet, tmp_path):
-    fields = {**SMALL, "num_superpixels": 4, "num_labels": 3, "patch_size": 8}
+    fields = {**SMALLEST, "num_superpixels": 4, "num_labels": 3, "patch_size": 8}
     for name, pooling in (("ours-seed1", "superpixel"), ("dense", "none")):
         config = FocusViTConfig(**fields, patch_pooling=pooling)
         model = FocusViTForImageClassification(config)
@@ -332,7 +324,7 @@ def test_trained_folders_are_recorded_and_timed(parquet, tmp_path):
 def test_what_cannot_be_recorded_is_refused(results, parquet, tmp_path, picture_files):
     with pytest.raises(ValueError, match="Expected --questions NEW_NAME"):
         frontier.main(["record", str(tmp_path), "--results", str(results)])
-    config = FocusViTConfig(**SMALL, num_superpixels=4, num_labels=2, patch_size=8)
+    config = FocusViTConfig(**SMALLEST, num_superpixels=4, num_labels=2, patch_size=8)
     FocusViTForImageClassification(config).save_pretrained(tmp_path / "two")
     FocusViTImageProcessor.from_model_config(config).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="Expected a model of 3 classes, got 2"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blobs import ROOT, blobs
+from blobs import ROOT, SMALLEST, write_parquet
 from focusvit_hf.benchmark_subjects import find_subject
 
 
@@ -19,16 +19,7 @@ import micro_training  # isort: skip
 import peers  # isort: skip
 
 
-SMALL = {
-    "image_size": 32,
-    "superpixel_cell_size": 2,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "stem_channels": 8,
-    "num_labels": 3,
-}
+SMALL = {**SMALLEST, "superpixel_cell_size": 2, "num_labels": 3}
 SHORT = {"epochs": 1, "batch_size": 16}
 
 
@@ -41,10 +32,7 @@ def small(monkeypatch):
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
     """Blobs as a data set in files."""
-    folder = tmp_path_factory.mktemp("blobs")
-    for split, first, count in (("train", 0, 32), ("test", 100, 10)):
-        blobs(count, first).to_parquet(folder / f"{split}-00000.parquet")
-    return folder
+    return write_parquet(tmp_path_factory.mktemp("blobs"), 32)
 
 
 def test_peers_are_fed_and_trained_as_the_rows_beside_them():
