@@ -69,10 +69,9 @@ def variants(num_superpixels: int) -> dict[str, tuple[dict[str, Any], Head]]:
         f"grid_{num_superpixels}_smooth": (grid, smooth),
         f"grid_{num_superpixels}_own_smooth": (grid, both),
     }
-    if num_superpixels == 16:
-        finer = {"superpixel_cell_size": 2}
-        found["superpixel_16_cells_2"] = ({**superpixel, **finer}, Head())
-        found["grid_16_cells_2"] = ({**grid, **finer}, Head())
+    finer = {"superpixel_cell_size": 2}
+    found[f"superpixel_{num_superpixels}_cells_2"] = ({**superpixel, **finer}, Head())
+    found[f"grid_{num_superpixels}_cells_2"] = ({**grid, **finer}, Head())
     return found
 
 
