@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processing_class=setup.processor,
         compute_metrics=accuracy,
         preprocess_logits_for_metrics=ranked,
-        callbacks=[EpochCallback(setup.train_collator)],
+        callbacks=[EpochCallback(setup.train_collator), *([setup.elastic] if setup.elastic else [])],
         ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
         distillation=setup.distillation,
     )

@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ class Loop:
         self.model.train()
         labels = batch.pop("labels")
         with self.accelerator.accumulate(self.model):
-            logits = self.model(**batch)["logits"]
+            with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
+                logits = self.model(**batch)["logits"]
             loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
             if self.setup.distillation is not None:
                 loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"])

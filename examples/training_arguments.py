@@ -95,6 +95,10 @@ class TrainingArguments(HfTrainingArguments):
         default=None,
         metadata={"help": "Decay of a moving average of the weights, for evaluation and the result."},
     )
+    train_num_superpixels: list[int] | None = field(
+        default=None,
+        metadata={"help": "Numbers of superpixels to draw from at every step, so that the model serves all of them."},
+    )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Learn from this image classifier too: a folder or a name on the Hub."}
     )

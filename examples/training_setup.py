@@ -30,6 +30,7 @@ from focusvit_hf.augmentation import AugmentationConfig
 from focusvit_hf.conversion_loading import licence_of
 from focusvit_hf.data_collator import FocusViTDataCollator
 from focusvit_hf.distillation import Distillation, load_distillation
+from focusvit_hf.elastic import ElasticSuperpixels
 from focusvit_hf.files import read_json, write_json, write_whole
 from focusvit_hf.hub import CARD_FILE, TRAINING_LOG_FILE, push_to_hub
 from focusvit_hf.metrics import RankedImageClassificationEvaluator, TopKAccuracy
@@ -54,6 +55,7 @@ class Setup:
         train_collator, eval_collator (`SeededCollator`): Make batches of rows, with and without augmentation.
         model (`FocusViTForImageClassification`), processor (`FocusViTImageProcessor`): They match.
         distillation (`Distillation`, *optional*): The teacher to learn from.
+        elastic (`ElasticSuperpixels`, *optional*): What draws the number of superpixels of each step.
     """
 
     splits: dict[str, Any]
@@ -64,6 +66,7 @@ class Setup:
     model: FocusViTForImageClassification
     processor: FocusViTImageProcessor
     distillation: Distillation | None = None
+    elastic: ElasticSuperpixels | None = None
 
 
 def set_up(
@@ -110,7 +113,11 @@ def set_up(
         eval_rows = as_rows(splits[evaluation], data_args) if evaluating and evaluation else None
     image, label = data_args.image_column_name, data_args.label_column_name
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}
-    train_collator = FocusViTDataCollator(processor, augmentation_config(data_args, args), **options)
+    elastic, train_processor = None, processor
+    if args.train_num_superpixels:
+        elastic = ElasticSuperpixels(model.config, args.train_num_superpixels, args.seed)
+        train_processor = FocusViTImageProcessor.from_dict({**processor.to_dict(), "do_superpixels": False})
+    train_collator = FocusViTDataCollator(train_processor, augmentation_config(data_args, args), **options)
     return Setup(
         splits=splits,
         train_rows=train_rows,
@@ -120,6 +127,7 @@ def set_up(
         model=model,
         processor=processor,
         distillation=load_teacher(model_args, args, model.config) if args.do_train else None,
+        elastic=elastic,
     )
 
 

@@ -28,6 +28,7 @@ HYPERPARAMETERS = (
     "max_grad_norm",
     "label_smoothing_factor",
     "ema_decay",
+    "train_num_superpixels",
     "teacher_model_name_or_path",
     "distillation_type",
     "distillation_alpha",
