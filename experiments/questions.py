@@ -63,6 +63,7 @@ def controls(num_superpixels: int, **changes: Any) -> Question:
         "dense_linear": linear,
         "dense_stem": {**changes, "patch_pooling": "none"},
         "superpixel_latent": {**superpixel, **LATENT},
+        "superpixel_latent_16": {**superpixel, **LATENT, "num_latents": 16},
         "grid_latent": {**superpixel, **LATENT, "patch_pooling": "grid"},
     }
     variants = {name: parameters_matched(variant, superpixel) for name, variant in variants.items()}

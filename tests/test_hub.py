@@ -294,7 +294,8 @@ def test_saving_leaves_the_model_as_it_was(model, image_processor, saved):
     assert "image_processor_type" in image_processor.to_dict()
 
 
-def test_the_shipped_checkpoint_can_be_pushed():
-    folder = Path(__file__).resolve().parents[1] / "model_cards" / "focusvit-nano-cifar10"
-    pushed = push_to_hub(folder, "me/focusvit-nano-cifar10", dry_run=True)
+@pytest.mark.parametrize("name", ["focusvit-nano-cifar10", "focusvit-tiny-imagenette"])
+def test_the_shipped_checkpoints_can_be_pushed(name):
+    folder = Path(__file__).resolve().parents[1] / "model_cards" / name
+    pushed = push_to_hub(folder, f"me/{name}", dry_run=True)
     assert set(pushed.files) == FILES | {path.name for path in code_files()}

@@ -16,7 +16,7 @@ from focusvit_hf.training import FocusViTTrainer
 from focusvit_hf.training_record import TrainingRecord, hub_name
 
 
-SHIPPED = Path(__file__).resolve().parents[1] / "model_cards" / "focusvit-nano-cifar10"
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 PATTERN = re.compile(
     r"\A---\n.+?^---\n\n# (?P<name>[^\n]+)\n\n.*arXiv 2506\.18791.*"
     r"^## Use\n\n```python\n.*^name = \"(?P<location>[^\"]+)\"\n.*```\n.*"
@@ -209,11 +209,12 @@ def test_another_model_gets_the_librarys_draft(tmp_path):
     assert "generated_from_trainer" in text and not PATTERN.match(text)
 
 
-def test_the_shipped_card():
-    text = (SHIPPED / "README.md").read_text(encoding="utf-8")
-    assert PATTERN.match(text)["location"] == "model_cards/focusvit-nano-cifar10"
+@pytest.mark.parametrize("name", ["focusvit-nano-cifar10", "focusvit-tiny-imagenette"])
+def test_the_shipped_cards(name):
+    text = (CARDS / name / "README.md").read_text(encoding="utf-8")
+    assert PATTERN.match(text)["location"] == f"model_cards/{name}"
     card = ModelCard(text)
     check_card(card)
-    figures = read_json(SHIPPED / "training_log.json")["figures"]
+    figures = read_json(CARDS / name / "training_log.json")["figures"]
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results == {"Accuracy": figures["test_accuracy"], "Top-5 accuracy": figures["test_top_5_accuracy"]}
