@@ -328,6 +328,8 @@ def test_a_finished_run_is_not_run_again(blob_dir, segment_dir, tmp_path, tiny_b
         "grid_4_own",
         "grid_4_smooth",
         "grid_4_own_smooth",
+        "superpixel_4_cells_2",
+        "grid_4_cells_2",
     ]
     for name in ("superpixel_4", "grid_4"):
         result = borders.run(name, named[name], 0, **places, epochs=1)
