@@ -59,20 +59,18 @@ RECIPE: dict[str, Any] = {
 def variants(num_superpixels: int) -> dict[str, tuple[dict[str, Any], Head]]:
     """By name what is changed in the configuration, and the head, those that matter most first."""
     superpixel: dict[str, Any] = {"num_superpixels": num_superpixels}
-    grid = {**superpixel, "patch_pooling": "grid"}
+    grid, finer = {**superpixel, "patch_pooling": "grid"}, {"superpixel_cell_size": 2}
     own, smooth, both = Head(own_feature=True), Head(laid="bilinear"), Head(True, "bilinear")
-    found = {
+    return {
         f"superpixel_{num_superpixels}": (superpixel, Head()),
         f"grid_{num_superpixels}": (grid, Head()),
         f"superpixel_{num_superpixels}_own": (superpixel, own),
         f"grid_{num_superpixels}_own": (grid, own),
         f"grid_{num_superpixels}_smooth": (grid, smooth),
         f"grid_{num_superpixels}_own_smooth": (grid, both),
+        f"superpixel_{num_superpixels}_cells_2": ({**superpixel, **finer}, Head()),
+        f"grid_{num_superpixels}_cells_2": ({**grid, **finer}, Head()),
     }
-    finer = {"superpixel_cell_size": 2}
-    found[f"superpixel_{num_superpixels}_cells_2"] = ({**superpixel, **finer}, Head())
-    found[f"grid_{num_superpixels}_cells_2"] = ({**grid, **finer}, Head())
-    return found
 
 
 def run(
