@@ -89,7 +89,7 @@ def measure(
         changed["larger"] = larger.images
     for name, images in changed.items():
         # Very large patches do not divide every stretched picture.
-        if all(side % model.config.patch_size == 0 for side in images.shape[2:]):
+        if model.config.takes_size(*images.shape[2:]):
             result[name] = right(images)
     if model.config.patch_pooling != "none":
         for ratio in K_RATIOS:

@@ -291,6 +291,17 @@ def test_any_resolution_that_the_patch_divides(tiny_model, size, embedding, posi
     assert shapes == [(2, tokens, 32)]
 
 
+@pytest.mark.parametrize("pooling", ["superpixel", "grid"])
+@pytest.mark.parametrize("size", [(36, 28), (6, 10)])
+def test_cells_need_no_patches(tiny_model, size, pooling):
+    """Where nothing is made of patches of 8 pixels, pictures of any whole number of cells of 2 will do."""
+    model = tiny_model(embedding_type="conv", patch_pooling=pooling, image_size=size, num_superpixels=6)
+    pixels = torch.randn(2, 3, *size).clamp(-1, 1)
+    assert logits(model, pixels).isfinite().all()
+    with pytest.raises(ValueError, match="patch_size=8 divides"):
+        tiny_model(embedding_type="patch", patch_pooling=pooling)(pixels)
+
+
 def test_a_resolution_that_k_does_not_fit_names_one_that_does(tiny_model):
     with pytest.raises(ValueError, match="4 x 32 cells, got 25; the nearest that can is 24"):
         tiny_model(num_superpixels=25)(torch.zeros(1, 3, 8, 64))
@@ -316,8 +327,8 @@ def test_another_number_of_superpixels_needs_no_other_weights(tiny_model, pixels
         (torch.zeros(3, 32, 32), None, r"shape \(batch, 3, height, width\), got \(3, 32, 32\)"),
         (torch.zeros(2, 1, 32, 32), None, r"got \(2, 1, 32, 32\)"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), None, "in floating point, got torch.uint8"),
-        (torch.zeros(2, 3, 32, 36), None, "patch_size=8 divides, got 32 x 36"),
-        (torch.zeros(2, 3, 0, 32), None, "patch_size=8 divides, got 0 x 32"),
+        (torch.zeros(2, 3, 32, 35), None, "superpixel_cell_size=2 divides, got 32 x 35"),
+        (torch.zeros(2, 3, 0, 32), None, "superpixel_cell_size=2 divides, got 0 x 32"),
         (torch.zeros(2, 3, 32, 32), torch.zeros(2, 4, 4).long(), r"\(2, 16, 16\), one for each.*got \(2, 4, 4\)"),
         (torch.zeros(2, 3, 32, 32), torch.zeros(1, 16, 16).long(), r"\(2, 16, 16\).*got \(1, 16, 16\)"),
         (torch.zeros(2, 3, 32, 32), torch.zeros(16, 16).long(), r"got \(16, 16\)"),

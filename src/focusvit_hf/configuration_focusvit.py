@@ -58,8 +58,8 @@ class FocusViTConfig(PreTrainedConfig):
 
     Args:
         image_size (`int` or (height, width), *optional*, defaults to 224):
-            Size in pixels the model is trained at; `patch_size` divides it. Other sizes that the patch divides work
-            in `forward`.
+            Size in pixels the model is trained at. Other sizes work in `forward`. The patch divides them where any
+            part is made of patches (linear ones, a token a patch, a learned position), else the superpixels' cell.
         patch_size (`int`, *optional*, defaults to 16): Side of a patch in pixels.
         num_channels (`int`, *optional*, defaults to 3): Channels of `pixel_values`.
         hidden_size (`int`, *optional*, defaults to 192): Width D of the tokens.
@@ -272,15 +272,13 @@ class FocusViTConfig(PreTrainedConfig):
                 f"Expected a hidden_size that num_attention_heads={self.num_attention_heads} divides, "
                 f"got {self.hidden_size}."
             )
-        height, width = self.image_height_and_width
-        if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"Expected an image_size that patch_size={self.patch_size} divides, got {self.image_size}."
-            )
         if self.patch_size % self.cell_size:
             raise ValueError(
                 f"Expected a superpixel_cell_size that divides patch_size={self.patch_size}, got {self.cell_size}."
             )
+        height, width = self.image_height_and_width
+        if not self.takes_size(height, width):
+            raise ValueError(f"Expected an image_size that {self.size_step} divides, got {self.image_size}.")
         if self.patch_pooling != "none":
             superpixel_layout(self.num_superpixels, height // self.cell_size, width // self.cell_size)
         if not isinstance(self.num_superpixels, int):
@@ -315,6 +313,23 @@ class FocusViTConfig(PreTrainedConfig):
         if self.superpixel_cell_size < 1:
             raise ValueError(f"Expected superpixel_cell_size >= 1, got {self.superpixel_cell_size}.")
         return self.superpixel_cell_size
+
+    @property
+    def size_step(self) -> str:
+        """What divides height and width of every picture, for messages: the field and its value in pixels."""
+        if self._uses_patches:
+            return f"patch_size={self.patch_size}"
+        return f"superpixel_cell_size={self.cell_size}"
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether the model works on pictures of `height` x `width` pixels."""
+        step = self.patch_size if self._uses_patches else self.cell_size
+        return min(height, width) > 0 and height % step == 0 and width % step == 0
+
+    @property
+    def _uses_patches(self) -> bool:
+        pooled_cells = self.embedding_type == "conv" and self.patch_pooling != "none"
+        return not pooled_cells or self.position_embedding_type == "learned"
 
     @property
     def num_prefix_tokens(self) -> int:

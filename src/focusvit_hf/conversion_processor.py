@@ -105,9 +105,9 @@ def convert_image_processor(
         processor = processor_or_name
     settings = {**processor_settings(processor), **overrides}
     size = picture_size(settings)
-    if size is not None and (size[0] % config.patch_size or size[1] % config.patch_size):
+    if size is not None and not config.takes_size(*size):
         raise ValueError(
-            f"Expected an image processor of pictures that patch_size={config.patch_size} divides, got "
+            f"Expected an image processor of pictures that {config.size_step} divides, got "
             f"{size[0]} x {size[1]}. Give another size or crop_size."
         )
     converted = FocusViTImageProcessor.from_model_config(config, **settings)

@@ -172,10 +172,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
         if not pixel_values.is_floating_point():
             raise ValueError(f"Expected normalised pixel_values in floating point, got {pixel_values.dtype}.")
         height, width = pixel_values.shape[-2:]
-        if height % config.patch_size or width % config.patch_size or 0 in (height, width):
-            raise ValueError(
-                f"Expected a height and a width that patch_size={config.patch_size} divides, got {height} x {width}."
-            )
+        if not config.takes_size(height, width):
+            raise ValueError(f"Expected a height and a width that {config.size_step} divides, got {height} x {width}.")
         if superpixel_ids is None:
             return
         if config.patch_pooling != "superpixel":
