@@ -3,9 +3,11 @@ Makes the table of a question from the results of its runs: accuracies, and diff
 
     python experiments/tables.py controls_36 attention
     python experiments/tables.py tokens --control grid_16
+    python experiments/tables.py controls_36 controls_16 controls_9 --together controls
 
 Writes `experiments/tables/<question>.json` and `.md`. Differences are paired over pictures and over the seeds that
-both have, see `paired_bootstrap.py`.
+both have, see `paired_bootstrap.py`. `--together` makes one table of all questions, in which the runs of each count
+like more seeds: a difference that is the same at several numbers of tokens is known better than at one.
 """
 
 from __future__ import annotations
@@ -85,6 +87,72 @@ def table(found: Results, control: str, margin: float = MARGINS["imagenette"]) -
     return sorted(rows, key=lambda row: (row["variant"] != control, -row["accuracy"]))
 
 
+def together(
+    found: Mapping[str, Results], control: str, margin: float = MARGINS["imagenette"]
+) -> list[dict[str, Any]]:
+    """
+    One row for each variant that stands beside the control in several questions, the best first.
+
+    Args:
+        found (mapping): By question the results of [`collect`], all on the same pictures.
+        control (`str`), margin (`float`): See [`table`].
+
+    Returns:
+        `list[dict]`: `variant`, `runs` (by question the seeds that both have), `accuracy` and `control_accuracy` over
+        these runs, `difference` and `verdict`.
+
+    Raises:
+        ValueError: when no variant stands beside the control in several questions.
+    """
+    rows = []
+    for variant in dict.fromkeys(variant for results in found.values() for variant in results if variant != control):
+        runs = {
+            question: sorted(results[variant].keys() & results[control].keys())
+            for question, results in found.items()
+            if variant in results and control in results
+        }
+        runs = {question: seeds for question, seeds in runs.items() if seeds}
+        if len(runs) < 2:
+            continue
+        own, others = (
+            np.concatenate([outcomes(found[question][name], seeds) for question, seeds in runs.items()])
+            for name in (variant, control)
+        )
+        difference = paired_bootstrap(own, others)
+        rows.append(
+            {
+                "variant": variant,
+                "runs": runs,
+                "accuracy": float(own.mean()),
+                "control_accuracy": float(others.mean()),
+                "difference": asdict(difference),
+                "verdict": difference.verdict(margin),
+            }
+        )
+    if not rows:
+        raise ValueError(f"Expected variants beside the control {control!r} in several of {sorted(found)}, got none.")
+    return sorted(rows, key=lambda row: -row["difference"]["mean"])
+
+
+def markdown_together(rows: Sequence[Mapping[str, Any]], control: str) -> str:
+    """The rows of [`together`] as a table to read."""
+    lines = [
+        f"| variant | runs | accuracy | {control} | difference (95 %) | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        runs = ", ".join(f"{question}: {len(seeds)}" for question, seeds in row["runs"].items())
+        accuracies = (f"{100 * row[key]:.1f}" for key in ("accuracy", "control_accuracy"))
+        cells = (row["variant"], runs, *accuracies, _interval(row["difference"]), row["verdict"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(difference: Mapping[str, float]) -> str:
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table to read; parameters that differ from the control's by more than allowed are marked."""
     control = rows[0]["variant"]
@@ -94,21 +162,31 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         mark = " !" if abs(row["parameter_ratio"] - 1) > PARAMETER_TOLERANCE else ""
-        interval = ""
-        if "difference" in row:
-            mean, low, high = (100 * row["difference"][key] for key in ("mean", "low", "high"))
-            interval = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
         cells = (
             row["variant"],
             row["tokens"],
             f"{row['parameters'] / 1000:.0f} k{mark}",
             len(row["seeds"]),
             f"{100 * row['accuracy']:.1f}",
-            interval,
+            _interval(row["difference"]) if "difference" in row else "",
             row.get("verdict", "control" if row["variant"] == control else ""),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _write_together(arguments: argparse.Namespace) -> None:
+    controls = {arguments.control or QUESTIONS[question]().control for question in arguments.questions}
+    if len(controls) != 1:
+        raise ValueError(f"Expected questions of one control, or --control, got {sorted(controls)}.")
+    control = controls.pop()
+    found = {q: collect(arguments.results / folder_of(q, arguments.split)) for q in arguments.questions}
+    rows = together(found, control, arguments.margin)
+    content = {"questions": arguments.questions, "split": arguments.split, "control": control}
+    stem = arguments.together if arguments.control is None else f"{arguments.together}-against-{control}"
+    write_json(arguments.tables / f"{stem}.json", {**content, "margin": arguments.margin, "rows": rows})
+    write_whole(arguments.tables / f"{stem}.md", markdown_together(rows, control).encode())
+    print(f"{stem}\n{markdown_together(rows, control)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,9 +196,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--control", help="Another control than the question's own.")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--margin", type=float, default=MARGINS["imagenette"], help="Of 'not worse', in 0..1.")
+    parser.add_argument("--together", metavar="NAME", help="One table of all questions, of this name.")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
+    if arguments.together is not None:
+        _write_together(arguments)
+        return
     for question in arguments.questions:
         name = folder_of(question, arguments.split)
         asked = QUESTIONS[question]()

@@ -341,6 +341,48 @@ def test_tables_compare_with_the_control():
         tables.table(found, "dense")
 
 
+def test_questions_are_pooled_over_the_runs_that_both_have():
+    few = {
+        "grid": {0: stored("grid", 0, 60), 1: stored("grid", 1, 60)},
+        "better": {0: stored("better", 0, 70), 1: stored("better", 1, 72), 2: stored("better", 2, 99)},
+        "here_only": {0: stored("here_only", 0, 50)},
+    }
+    many = {
+        "grid": {0: stored("grid", 0, 70)},
+        "better": {0: stored("better", 0, 83)},
+        "alone": {5: stored("alone", 5, 1)},
+    }
+    (row,) = tables.together({"few": few, "many": many}, "grid")
+    assert row["variant"] == "better" and row["runs"] == {"few": [0, 1], "many": [0]}
+    assert row["accuracy"] == pytest.approx(0.75) and row["control_accuracy"] == pytest.approx(0.19 / 0.3)
+    assert row["difference"]["mean"] == pytest.approx((0.1 + 0.12 + 0.13) / 3) and row["difference"]["seeds"] == 3
+    assert row["verdict"] == "better"
+    assert (
+        tables.markdown_together([row], "grid")
+        .splitlines()[2]
+        .startswith("| better | few: 2, many: 1 | 75.0 | 63.3 | +11.7 [")
+    )
+    with pytest.raises(ValueError, match=r"control 'grid' in several of \['few'\], got none"):
+        tables.together({"few": few}, "grid")
+
+
+def test_a_table_of_several_questions_is_written(tmp_path, capsys):
+    for question, right in (("controls_16", 70), ("controls_36", 75)):
+        for variant, more in (("grid", 0), ("superpixel", 5)):
+            path = tmp_path / "results" / question / f"{variant}-seed0.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(stored(variant, 0, right + more)))
+    places = ["--results", str(tmp_path / "results"), "--tables", str(tmp_path / "tables")]
+    tables.main(["controls_16", "controls_36", "--together", "controls", *places])
+    content = json.loads((tmp_path / "tables" / "controls.json").read_text())
+    assert content["control"] == "grid" and content["rows"][0]["difference"]["mean"] == pytest.approx(0.05)
+    assert (tmp_path / "tables" / "controls.md").read_text() in capsys.readouterr().out
+    tables.main(["controls_16", "controls_36", "--together", "controls", "--control", "superpixel", *places])
+    assert (tmp_path / "tables" / "controls-against-superpixel.md").is_file()
+    with pytest.raises(ValueError, match=r"questions of one control, or --control, got \['full', 'grid'\]"):
+        tables.main(["controls_16", "attention", "--together", "controls", *places])
+
+
 def test_tables_are_written(tmp_path, capsys):
     for variant, right in (("full", 70), ("latent_8", 71)):
         path = tmp_path / "results" / "attention" / f"{variant}-seed0.json"
