@@ -111,7 +111,7 @@ def test_the_configuration_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "resolution", "message"),
     [
-        ("focusvit-tiny-full", 100, "focusvit-tiny-full does not work at 100 pixels: Expected an image_size"),
+        ("focusvit-tiny-full", 102, "focusvit-tiny-full does not work at 102 pixels: Expected an image_size"),
         ("focusvit-tiny-full", 16, "focusvit-tiny-full does not work at 16 pixels: Expected num_superpixels"),
         ("ViT-Ti/32", 48, "ViT-Ti/32 does not work at 48 pixels: expected a multiple of 32"),
     ],
