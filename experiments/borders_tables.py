@@ -10,7 +10,7 @@ import numpy as np
 
 from borders_models import UPSAMPLINGS
 from borders_scores import unpacked_scores
-from paired_bootstrap import paired_bootstrap
+from paired_bootstrap import interval_text, paired_bootstrap
 from tables import Results
 
 
@@ -150,7 +150,7 @@ def markdown(
         paired.setdefault((row["compared"], row["tokens"], row["test"]), {})[row["kind"]] = row
     for (label, count, test), kinds in paired.items():
         overlap = kinds["iou"]
-        intervals = ["{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_points(kinds[kind])) for kind in KINDS]
+        intervals = [interval_text(kinds[kind]["difference"]) for kind in KINDS]
         verdict = ""
         if "wanted" in overlap:
             verdict = f"{100 * overlap['wanted']:+.0f}, {'reached' if overlap['reached'] else 'missed'}"
@@ -165,11 +165,7 @@ def markdown(
             "|---|---|---|---|---|",
         ]
     for row in photographs:
-        interval = "{mean:+.1f} [{low:+.1f}, {high:+.1f}]".format(**_points(row))
+        interval = interval_text(row["difference"])
         means = f"{100 * row['superpixel']:.1f} | {100 * row['grid']:.1f}"
         lines.append(f"| {row['tokens']} | {row['kind']} | {means} | {interval} |")
     return "\n".join(lines) + "\n"
-
-
-def _points(row: Mapping[str, Any]) -> dict[str, float]:
-    return {end: 100 * row["difference"][end] for end in ("mean", "low", "high")}

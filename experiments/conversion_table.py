@@ -22,7 +22,7 @@ import numpy as np
 from conversion_curve import LEARNING, QUESTION
 from focusvit_hf.files import read_json, write_json, write_whole
 from micro import RESULTS
-from paired_bootstrap import MARGINS, Difference, paired_bootstrap
+from paired_bootstrap import MARGINS, Difference, interval_text, paired_bootstrap
 from tables import TABLES, outcomes
 
 
@@ -103,8 +103,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         cells += [f"{row['multiply_adds'] / 1e6:.0f} M", f"{100 * row['accuracy']:.1f}"]
         for name in names:
             found = row["differences"].get(name)
-            scaled = [100 * found[key] for key in ("mean", "low", "high")] if found else []
-            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*scaled) if found else "")
+            cells.append(interval_text(found) if found else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -39,7 +39,7 @@ from focusvit_hf.visualization import lay_back, region_relevance, regions, relev
 from heap import keep_heap
 from micro_data import CACHE, DATA, Pictures, load_pictures
 from micro_training import load_model, model_inputs, predict
-from paired_bootstrap import paired_bootstrap
+from paired_bootstrap import interval_text, paired_bootstrap
 from questions import QUESTIONS
 from tables import TABLES
 
@@ -215,8 +215,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
         cells = [row["score"], row["variant"], row["upsampling"], f"{100 * row['mean']:.1f}"]
         for key in ("difference", "difference_to_best"):
             values = row.get(key)
-            ends = [100 * values[end] for end in ("mean", "low", "high")] if values else []
-            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends) if ends else "")
+            cells.append(interval_text(values) if values else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,12 @@ class Difference:
         if self.high < 0:
             return "worse within margin" if self.low >= -margin else "worse"
         return "not worse" if self.low >= -margin else "open"
+
+
+def interval_text(difference: Mapping[str, Any]) -> str:
+    """A [`Difference`] as a mapping, in points: `"+1.0 [-0.5, +2.5]"`."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def paired_bootstrap(

@@ -29,7 +29,7 @@ from focusvit_hf.superpixels import superpixel_layout
 from heap import keep_heap
 from micro_data import CACHE, DATA, Pictures, load_pictures
 from micro_training import load_model, predict, settings
-from paired_bootstrap import MARGINS, paired_bootstrap
+from paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from questions import QUESTIONS
 from tables import TABLES
 
@@ -147,8 +147,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
         cells = [row["condition"], row["variant"], f"{100 * row['accuracy']:.1f}"]
         for key in ("change", "difference"):
             values = row.get(key)
-            ends = [100 * values[end] for end in ("mean", "low", "high")] if values else []
-            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends) if ends else "")
+            cells.append(interval_text(values) if values else "")
         lines.append("| " + " | ".join([*cells, row.get("verdict", "")]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,7 @@ import numpy as np
 from focusvit_hf.files import read_json, write_json, write_whole
 from micro import RESULTS, folder_of, unpacked
 from micro_data import SPLITS
-from paired_bootstrap import MARGINS, paired_bootstrap
+from paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from questions import PARAMETER_TOLERANCE, QUESTIONS
 
 
@@ -143,14 +143,9 @@ def markdown_together(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     for row in rows:
         runs = ", ".join(f"{question}: {len(seeds)}" for question, seeds in row["runs"].items())
         accuracies = (f"{100 * row[key]:.1f}" for key in ("accuracy", "control_accuracy"))
-        cells = (row["variant"], runs, *accuracies, _interval(row["difference"]), row["verdict"])
+        cells = (row["variant"], runs, *accuracies, interval_text(row["difference"]), row["verdict"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _interval(difference: Mapping[str, float]) -> str:
-    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -168,7 +163,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['parameters'] / 1000:.0f} k{mark}",
             len(row["seeds"]),
             f"{100 * row['accuracy']:.1f}",
-            _interval(row["difference"]) if "difference" in row else "",
+            interval_text(row["difference"]) if "difference" in row else "",
             row.get("verdict", "control" if row["variant"] == control else ""),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -95,9 +95,9 @@ def test_fsdp_on_two_processes_equals_one(blob_dir, tmp_path, embedding, loss_to
     shared = {"final_evaluation": False, "dataloader_drop_last": True, "save_strategy": "steps", "save_steps": 3}
     code = tmp_path / "fsdp.py"
     code.write_text(FSDP_ON_CPU)
+    config = {"embedding_type": embedding}
     for steps in (3, 6):
         changes = {**shared, "max_steps": steps, "lr_scheduler_type": "constant"}
-        config = {"embedding_type": embedding}
         command = flags(blob_dir, tmp_path / "two", config=config, per_device_train_batch_size=8, **changes)
         run_on_two_processes(code, command, **variables, ACCELERATE_USE_FSDP="true")
     one = flags(blob_dir, tmp_path / "one", config=config, per_device_train_batch_size=16, **changes)
