@@ -78,7 +78,7 @@ def run(
     config, _ = settings(variant, **recipe)
     training, evaluation = training_and_evaluation(data, config.image_height_and_width[0], split, cache)
     begin = time.perf_counter()
-    trained = train(variant, seed, training, **recipe)
+    trained = train(variant, seed, training, cache / "weights", **recipe)
     outcome, loss = outcomes(trained, evaluation)
     folder = folder_of(question, split)
     stem = f"{name}-seed{seed}"

@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    get_cosine_schedule_with_warmup,
+)
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.augmentation import (
@@ -72,6 +77,8 @@ class Recipe:
         stem (`str`, *optional*): What stands in the place of the model's own stem and pooling, see `stems.STEMS`.
         train_num_superpixels (`tuple` of `int`): K of each batch is drawn from these; none: the configuration's.
         train_compactness (pair of `float`, *optional*): Compactness of each batch is log-uniform between these.
+        teacher (`str`, *optional*): A classifier that teaches with the defaults of [`Distillation`]: its folder below
+            the one that [`train`] is given, `<question>/<variant>-seed<n>`.
     """
 
     epochs: int = 20
@@ -92,6 +99,7 @@ class Recipe:
     stem: str | None = None
     train_num_superpixels: tuple[int, ...] = ()
     train_compactness: tuple[float, float] | None = None
+    teacher: str | None = None
 
     def augmentation(self) -> AugmentationConfig:
         """The same as an [`AugmentationConfig`], which checks it."""
@@ -160,7 +168,9 @@ def num_parameters(config: FocusViTConfig) -> int:
         return FocusViTForImageClassification(config).num_parameters()
 
 
-def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: Any) -> Run:
+def train(
+    variant: Mapping[str, Any], seed: int, pictures: Pictures, weights: Path | None = None, **recipe: Any
+) -> Run:
     """
     Trains a variant from scratch.
 
@@ -170,13 +180,14 @@ def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: A
         variant (mapping): See [`settings`].
         seed (`int`): Of the weights and of the pictures.
         pictures ([`Pictures`]): To train on.
+        weights (`Path`, *optional*): Where the weights of teachers lie.
         recipe: See [`settings`].
 
     Returns:
         [`Run`].
 
     Raises:
-        ValueError: on settings that do not fit, and where the loss is not finite.
+        ValueError: on settings that do not fit, when the teacher is not there, and where the loss is not finite.
     """
     config, plan = settings(variant, **recipe)
     torch.manual_seed(seed)
@@ -185,7 +196,17 @@ def train(variant: Mapping[str, Any], seed: int, pictures: Pictures, **recipe: A
         model = with_stem(model, plan.stem)
     # The convolutions of the stem are faster so.
     model = model.to(memory_format=torch.channels_last)
-    return Run(model, plan, fit(model, model.config, plan, seed, pictures))
+    distillation = _teaching(plan.teacher, weights, model.config) if plan.teacher else None
+    return Run(model, plan, fit(model, model.config, plan, seed, pictures, distillation))
+
+
+def _teaching(teacher: str, weights: Path | None, config: FocusViTConfig) -> Distillation:
+    """The teacher sees the student's pictures, which it was trained on alike."""
+    if weights is None or not (weights / teacher).is_dir():
+        raise ValueError(f"Expected weights of the teacher {teacher}, trained before, got none in {weights}.")
+    model = AutoModelForImageClassification.from_pretrained(weights / teacher, dtype=torch.float32)
+    model = model.to(memory_format=torch.channels_last)
+    return Distillation(model, config, config.image_mean, config.image_std)
 
 
 def fit(

@@ -135,6 +135,20 @@ def stem() -> Question:
     return Question("What has to be known of a cell, and pooled of a region?", "base", variants)
 
 
+def sizes() -> Question:
+    """Wider, deeper, and more spent in the stem: what accuracy a slower FocusViT buys."""
+    wide: Variant = {"hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 768, "stem_channels": 64}
+    early: Variant = {"stem": "norm_early"}
+    variants: dict[str, Variant] = {
+        "base": {},
+        "wide": wide,
+        "wide_layers_6": {**wide, "num_hidden_layers": 6},
+        "early": early,
+        "early_wide": {**early, **wide},
+    }
+    return Question("What does a larger FocusViT bring?", "base", variants)
+
+
 def head() -> Question:
     """What the classifier reads."""
     small: Variant = {"num_superpixels": 16}
@@ -155,6 +169,19 @@ def elastic() -> Question:
         "grid_drawn_k": {**drawn, "patch_pooling": "grid"},
     }
     return Question("Can one checkpoint serve several K?", "fixed", variants)
+
+
+def distillation() -> Question:
+    """Taught by the more accurate and slower peer."""
+    taught: Variant = {"teacher": "peers/ResNet-18-seed0"}
+    variants: dict[str, Variant] = {}
+    for count in (36, 16):
+        variants[f"superpixel_{count}"] = {"num_superpixels": count}
+        variants[f"superpixel_{count}_taught"] = {"num_superpixels": count, **taught}
+    for name, kind in (("latent_36", LATENT), ("grid_36", {"patch_pooling": "grid"})):
+        variants[name] = dict(kind)
+        variants[f"{name}_taught"] = {**kind, **taught}
+    return Question("What does a convolutional teacher bring?", "superpixel_36", variants)
 
 
 def training() -> Question:
@@ -192,7 +219,9 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "position": position,
     "slic": slic_settings,
     "stem": stem,
+    "sizes": sizes,
     "head": head,
     "elastic": elastic,
+    "distillation": distillation,
     "training": training,
 }

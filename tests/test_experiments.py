@@ -161,6 +161,24 @@ def test_every_kind_of_variant_trains(pictures, changes):
     assert (run.model.config.num_superpixels, run.model.config.superpixel_compactness) == (4, 10.0)
 
 
+def test_a_teacher_takes_part(pictures, tmp_path):
+    # It knows one class only, which no label says.
+    of_one = Pictures(pictures.images, torch.zeros_like(pictures.labels))
+    teacher = micro_training.train(TINY, 0, of_one, learning_rate=1e-2, **SHORT)
+    micro_training.save_model(teacher.model, tmp_path / "controls" / "superpixel-seed0")
+    student = {**TINY, "patch_pooling": "grid"}
+    alone, taught = (
+        micro_training.train({**student, **more}, 1, pictures, tmp_path, learning_rate=1e-2, **SHORT)
+        for more in ({}, {"teacher": "controls/superpixel-seed0"})
+    )
+    shares = [
+        micro_training.predict(run.model, pictures.images).softmax(dim=1)[:, 0].mean() for run in (alone, taught)
+    ]
+    assert shares[1] > shares[0] + 0.05
+    with pytest.raises(ValueError, match="Expected weights of the teacher controls/grid-seed0, trained before, got"):
+        micro_training.train({**student, "teacher": "controls/grid-seed0"}, 1, pictures, tmp_path, **SHORT)
+
+
 def test_settings_refuse_what_nobody_knows():
     with pytest.raises(ValueError, match=r"Expected fields of the configuration or of the recipe, got \['num_latent'"):
         micro_training.settings({"num_latent": 3})
