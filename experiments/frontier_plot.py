@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from focusvit_hf.benchmark_plots import DPI, STYLE, require_matplotlib
-from frontier_rows import DENSE, FAMILIES, GRID, GRID_LATENT, LARGER, LATENT, OURS, PEERS
+from frontier_rows import DENSE, FAMILIES, GRID, GRID_LATENT, LARGER, LATENT, OURS, PEERS, WIDER
 
 
 # Colours of Okabe and Ito, which everybody can tell apart.
@@ -20,7 +20,11 @@ _COLOURS = {
     DENSE: "#000000",
     PEERS: "#D55E00",
 }
+# A wider stem: the colour and the marker of the others, darker and larger.
+_COLOURS |= {WIDER[OURS]: "#00456B", WIDER[LATENT]: "#2B7FB0", WIDER[GRID]: "#005A42", WIDER[GRID_LATENT]: "#4F9E83"}
 _MARKERS = {OURS: "o", LATENT: "o", GRID: "s", GRID_LATENT: "s", LARGER: "D", DENSE: "^", PEERS: "v"}
+_MARKERS |= {wider: _MARKERS[family] for family, wider in WIDER.items()}
+_MARKER_SIZES = {OURS: 6.5, LATENT: 6.5, **dict.fromkeys(WIDER.values(), 8.0)}
 # Inches: at 900 pixels of a README, writing of 9 points is 12 pixels high.
 _SIZE = (9.0, 5.6)
 _NOTE = "numbers: tokens of a picture; bars: 95 % intervals of the accuracy; bold: on the frontier"
@@ -90,7 +94,7 @@ def _draw_family(axes: Any, rows: Sequence[Mapping[str, Any]], family: str, batc
     ends = [[100 * row["accuracy"][end] for row in rows] for end in ("low", "high")]
     around = [[abs(end - middle) for end, middle in zip(side, accuracies, strict=True)] for side in ends]
     style: Any = {"color": _COLOURS[family], "marker": _MARKERS[family], "label": family, "zorder": 2}
-    style |= {"markersize": 6.5 if family in (OURS, LATENT) else 5.5, "linewidth": 1.2, "elinewidth": 0.7}
+    style |= {"markersize": _MARKER_SIZES.get(family, 5.5), "linewidth": 1.2, "elinewidth": 0.7}
     axes.errorbar(speeds, accuracies, around, linestyle="none" if family in (DENSE, PEERS) else "-", **style)
 
 

@@ -20,12 +20,24 @@ from stems import with_stem
 from tables import collect, outcomes
 
 
-QUESTIONS = ("controls_49", "controls_36", "controls_16", "controls_9", "controls_4", "peers")
+QUESTIONS = (
+    "controls_49",
+    "controls_36",
+    "controls_16",
+    "controls_9",
+    "controls_4",
+    "controls_36_stem_64",
+    "controls_16_stem_64",
+    "controls_9_stem_64",
+    "peers",
+)
 OURS, LATENT = "FocusViT", "FocusViT, latent attention"
 GRID, GRID_LATENT = "grid, same stem", "grid, same stem, latent"
+# With more channels in the stem than the default.
+WIDER = {family: f"{family}, wider stem" for family in (OURS, LATENT, GRID, GRID_LATENT)}
 DENSE, LARGER, PEERS = "dense ViT", "ViT, larger patches", "others in transformers"
 # In the order of a legend.
-FAMILIES = (OURS, LATENT, GRID, GRID_LATENT, LARGER, DENSE, PEERS)
+FAMILIES = (OURS, LATENT, *WIDER.values(), GRID, GRID_LATENT, LARGER, DENSE, PEERS)
 # Of the variants of `questions.controls` those that somebody would use.
 _VARIANTS = {
     "superpixel": OURS,
@@ -48,7 +60,8 @@ class Row:
     A point of the picture.
 
     Args:
-        name (`str`): Unique: a variant, with its number of tokens where the variant comes with several.
+        name (`str`): Unique: a variant, with its number of tokens where the variant comes with several, and with the
+            channels of its stem where these are more than the default.
         family (`str`): Of [`FAMILIES`].
         label (`str`): What stands beside the point: the number of tokens, or a name.
         runs (`dict`): Its results by seed, all of one configuration.
@@ -132,6 +145,8 @@ def _row(result: dict[str, Any]) -> Row | None:
         return None
     has_several = variant in _VARIANTS and family != DENSE
     name = f"{variant}_{tokens}" if has_several else variant
+    if family in WIDER.values():
+        name += f"_stem_{result['configuration']['stem_channels']}"
     return Row(name, family, str(tokens) if has_several else _LABELS.get(variant, variant), {result["seed"]: result})
 
 
@@ -140,7 +155,9 @@ def family_of(result: Mapping[str, Any]) -> str | None:
     kind = result["configuration"].get("model_type", FocusViTConfig.model_type)
     if kind != FocusViTConfig.model_type:
         return PEERS
-    return result.get("family") or _VARIANTS.get(result["variant"])
+    family = result.get("family") or _VARIANTS.get(result["variant"])
+    is_wider = result["configuration"]["stem_channels"] > FocusViTConfig.stem_channels
+    return WIDER.get(family, family) if is_wider and family is not None else family
 
 
 def _is_doubled(row: Row, rows: Mapping[str, Row]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,16 @@ def _steps(size: int, channels: int, depth: int = 0) -> nn.Sequential:
         layers += [_normalised(inputs, channels), nn.GELU()]
     # The last activation follows the position.
     return nn.Sequential(*layers[:-1], Position(channels), nn.GELU())
+
+
+def _strided(size: int, channels: int, last: int, growth: int = 2) -> nn.Sequential:
+    """Steps of stride two, each `growth` times as wide as the one before, to `last`; a convolution; ReLU."""
+    layers: list[nn.Module] = []
+    steps = size.bit_length() - 1
+    widths = [last // growth**step for step in reversed(range(steps))]
+    for inputs, width in itertools.pairwise((3, *widths)):
+        layers += [_normalised(inputs, width, 3, 2), nn.ReLU()]
+    return nn.Sequential(*layers, _normalised(widths[-1], channels), Position(channels), nn.ReLU())
 
 
 def _overlapping(
@@ -214,6 +225,10 @@ STEMS: dict[str, Tried] = {
     "norm_overlapping": Tried(lambda size, c: Stem(_overlapping(size, c, nn.GELU))),
     "norm_relu_wide": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, inner=2))),
     "norm_relu_3": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, kernel=3))),
+    # Named after their channels at cells of 4 px.
+    "strided_32_64": Tried(lambda size, c: Stem(_strided(size, c, 64))),
+    "strided_16_64": Tried(lambda size, c: Stem(_strided(size, c, 64, growth=4))),
+    "strided_16_32": Tried(lambda size, c: Stem(_strided(size, c, 32))),
     "norm_coarse": _coarse(1),
     "norm_coarser": _coarse(0, 1),
     "mean": Tried(_own, lambda c: c, lambda mean, maximum: mean),

@@ -21,7 +21,7 @@ import frontier_folders  # isort: skip
 import frontier_plot  # isort: skip
 import micro  # isort: skip
 import peers  # isort: skip
-from frontier_rows import DENSE, FAMILIES, LARGER, OURS, PEERS, load_rows  # isort: skip
+from frontier_rows import DENSE, GRID, LARGER, LATENT, OURS, PEERS, WIDER, load_rows  # isort: skip
 from micro_training import Recipe, intended, settings  # isort: skip
 
 
@@ -95,9 +95,19 @@ def measured(rows, **speeds):
 def test_rows_are_what_somebody_would_use(results):
     rows = load_rows(results)
     assert [row.name for row in rows] == NAMES
-    assert [row.family for row in rows] == [FAMILIES[0], FAMILIES[1], FAMILIES[2], LARGER, DENSE, PEERS]
+    assert [row.family for row in rows] == [OURS, LATENT, GRID, LARGER, DENSE, PEERS]
     assert [row.label for row in rows] == ["4", "4", "4", "4", "dense ViT, same stem", "LeViT-128S"]
     assert {row.image_size for row in rows} == {32}
+
+
+def test_a_wider_stem_is_a_family_of_its_own(results):
+    wider = of_variant("grid")
+    wider["configuration"]["stem_channels"] = 64
+    write(results, "controls_36_stem_64", "grid", 0, 140, wider)
+    row = next(row for row in load_rows(results) if row.name == "grid_4_stem_64")
+    assert row.family == WIDER[GRID] and row.label == "4"
+    assert row.subject().configure(32).stem_channels == 64
+    assert "grid_4" in [row.name for row in load_rows(results)]
 
 
 def test_unmatched_patches_stand_in_where_nothing_else_is(results):
