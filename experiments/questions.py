@@ -135,6 +135,18 @@ def stem() -> Question:
     return Question("What has to be known of a cell, and pooled of a region?", "base", variants)
 
 
+def cells() -> Question:
+    """Cells of 4 and of 8 px in pictures of 224 px, where 8 make as many cells a superpixel as 4 do at 96 px."""
+    picture: Variant = {"image_size": 224, "patch_size": 16, "num_superpixels": 49}
+    coarse: Variant = {**picture, "superpixel_cell_size": 8}
+    variants: dict[str, Variant] = {
+        "cells_4": {**picture, "superpixel_cell_size": 4},
+        "cells_8": coarse,
+        "cells_8_stem_64": {**coarse, "stem_channels": 64},
+    }
+    return Question("How large may the cells be at 224 px?", "cells_4", variants)
+
+
 def sizes() -> Question:
     """Wider, deeper, and more spent in the stem: what accuracy a slower FocusViT buys."""
     wide: Variant = {"hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 768, "stem_channels": 64}
@@ -230,6 +242,7 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "slic": slic_settings,
     "stem": stem,
     "sizes": sizes,
+    "cells": cells,
     "head": head,
     "elastic": elastic,
     "distillation": distillation,
