@@ -34,7 +34,12 @@ QUESTIONS = (
 OURS, LATENT = "FocusViT", "FocusViT, latent attention"
 GRID, GRID_LATENT = "grid, same stem", "grid, same stem, latent"
 # With more channels in the stem than the default.
-WIDER = {family: f"{family}, wider stem" for family in (OURS, LATENT, GRID, GRID_LATENT)}
+WIDER = {
+    OURS: "FocusViT, wider stem",
+    LATENT: "FocusViT, latent, wider stem",
+    GRID: "grid, wider stem",
+    GRID_LATENT: "grid, latent, wider stem",
+}
 DENSE, LARGER, PEERS = "dense ViT", "ViT, larger patches", "others in transformers"
 # In the order of a legend.
 FAMILIES = (OURS, LATENT, *WIDER.values(), GRID, GRID_LATENT, LARGER, DENSE, PEERS)
