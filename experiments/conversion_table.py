@@ -102,8 +102,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [row["variant"], _WORDS[row["learning"]], str(row["tokens"])]
         cells += [f"{row['multiply_adds'] / 1e6:.0f} M", f"{100 * row['accuracy']:.1f}"]
         for name in names:
-            found = row["differences"].get(name)
-            cells.append(interval_text(found) if found else "")
+            cells.append(interval_text(row["differences"].get(name)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

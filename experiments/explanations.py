@@ -214,8 +214,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     for row in rows:
         cells = [row["score"], row["variant"], row["upsampling"], f"{100 * row['mean']:.1f}"]
         for key in ("difference", "difference_to_best"):
-            values = row.get(key)
-            cells.append(interval_text(values) if values else "")
+            cells.append(interval_text(row.get(key)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

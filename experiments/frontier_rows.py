@@ -28,7 +28,6 @@ QUESTIONS = (
     "controls_4",
     "controls_36_stem_64",
     "controls_16_stem_64",
-    "controls_9_stem_64",
     "peers",
 )
 OURS, LATENT = "FocusViT", "FocusViT, latent attention"
@@ -160,9 +159,11 @@ def family_of(result: Mapping[str, Any]) -> str | None:
     kind = result["configuration"].get("model_type", FocusViTConfig.model_type)
     if kind != FocusViTConfig.model_type:
         return PEERS
-    family = result.get("family") or _VARIANTS.get(result["variant"])
+    if result.get("family"):
+        return result["family"]
+    family = _VARIANTS.get(result["variant"])
     is_wider = result["configuration"]["stem_channels"] > FocusViTConfig.stem_channels
-    return WIDER.get(family, family) if is_wider and family is not None else family
+    return WIDER.get(family, family) if family and is_wider else family
 
 
 def _is_doubled(row: Row, rows: Mapping[str, Row]) -> bool:

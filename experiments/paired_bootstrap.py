@@ -43,8 +43,10 @@ class Difference:
         return "not worse" if self.low >= -margin else "open"
 
 
-def interval_text(difference: Mapping[str, Any]) -> str:
-    """A [`Difference`] as a mapping, in points: `"+1.0 [-0.5, +2.5]"`."""
+def interval_text(difference: Mapping[str, Any] | None) -> str:
+    """A [`Difference`] as a mapping, in points: `"+1.0 [-0.5, +2.5]"`; empty where there is none."""
+    if difference is None:
+        return ""
     mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 

@@ -154,15 +154,11 @@ def sizes() -> Question:
     variants: dict[str, Variant] = {
         "base": {},
         "wide": wide,
-        "wide_layers_6": {**wide, "num_hidden_layers": 6},
         "stem_64": {"stem_channels": 64},
         "stem_128": {"stem_channels": 128},
         "early": early,
-        "early_stem_64": {**early, "stem_channels": 64},
         "strided_32_64": {"stem": "strided_32_64"},
         "strided_16_64": {"stem": "strided_16_64"},
-        "strided_16_32": {"stem": "strided_16_32"},
-        "strided_wide": {**wide, "stem": "strided_32_64"},
         "early_wide": {**early, **wide},
     }
     return Question("What does a larger FocusViT bring?", "base", variants)
@@ -192,14 +188,10 @@ def elastic() -> Question:
 
 def distillation() -> Question:
     """Taught by the more accurate and slower peer."""
-    taught: Variant = {"teacher": "peers/ResNet-18-seed0"}
-    variants: dict[str, Variant] = {}
-    for count in (36, 16):
-        variants[f"superpixel_{count}"] = {"num_superpixels": count}
-        variants[f"superpixel_{count}_taught"] = {"num_superpixels": count, **taught}
-    for name, kind in (("latent_36", LATENT), ("grid_36", {"patch_pooling": "grid"})):
-        variants[name] = dict(kind)
-        variants[f"{name}_taught"] = {**kind, **taught}
+    variants: dict[str, Variant] = {
+        "superpixel_36": {},
+        "superpixel_36_taught": {"teacher": "peers/ResNet-18-seed0"},
+    }
     return Question("What does a convolutional teacher bring?", "superpixel_36", variants)
 
 
@@ -235,7 +227,6 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "controls_4": lambda: controls(4),
     "controls_36_stem_64": lambda: controls(36, stem_channels=64),
     "controls_16_stem_64": lambda: controls(16, stem_channels=64),
-    "controls_9_stem_64": lambda: controls(9, stem_channels=64),
     "tokens": tokens,
     "attention": attention,
     "position": position,

@@ -146,8 +146,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     for row in sorted(rows, key=lambda row: (row["condition"] != "clean", row["condition"])):
         cells = [row["condition"], row["variant"], f"{100 * row['accuracy']:.1f}"]
         for key in ("change", "difference"):
-            values = row.get(key)
-            cells.append(interval_text(values) if values else "")
+            cells.append(interval_text(row.get(key)))
         lines.append("| " + " | ".join([*cells, row.get("verdict", "")]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -76,40 +76,26 @@ def _cells(size: int, channels: int, depth: int = 1, block: Callable[..., nn.Mod
     return nn.Sequential(*layers, Position(channels), nn.GELU())
 
 
-def _early(size: int, channels: int) -> nn.Sequential:
-    """Steps of stride two (Xiao et al., "Early convolutions help transformers see better", 2021)."""
+def _strides(size: int, last: int, growth: int, activation: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Steps of stride two to cells of `size` pixels, each `growth` times as wide as the one before, to `last`."""
+    widths = [last // growth**step for step in reversed(range(size.bit_length() - 1))]
     layers: list[nn.Module] = []
-    width, inputs = channels * 2 // size, 3
-    while size > 1:
-        width *= 2
-        size //= 2
-        layers += [_normalised(inputs, width, 3, 2), nn.GELU()]
-        inputs = width
-    return nn.Sequential(*layers, _normalised(inputs, channels), Position(channels), nn.GELU())
-
-
-def _steps(size: int, channels: int, depth: int = 0) -> nn.Sequential:
-    """Steps of stride two, each twice as wide as the one before, to `channels`; then `depth` more convolutions."""
-    layers: list[nn.Module] = []
-    inputs = 3
-    while size > 1:
-        size //= 2
-        layers += [_normalised(inputs, channels // size, 3, 2), nn.GELU()]
-        inputs = channels // size
-    for _ in range(depth):
-        layers += [_normalised(inputs, channels), nn.GELU()]
-    # The last activation follows the position.
-    return nn.Sequential(*layers[:-1], Position(channels), nn.GELU())
-
-
-def _strided(size: int, channels: int, last: int, growth: int = 2) -> nn.Sequential:
-    """Steps of stride two, each `growth` times as wide as the one before, to `last`; a convolution; ReLU."""
-    layers: list[nn.Module] = []
-    steps = size.bit_length() - 1
-    widths = [last // growth**step for step in reversed(range(steps))]
     for inputs, width in itertools.pairwise((3, *widths)):
-        layers += [_normalised(inputs, width, 3, 2), nn.ReLU()]
-    return nn.Sequential(*layers, _normalised(widths[-1], channels), Position(channels), nn.ReLU())
+        layers += [_normalised(inputs, width, 3, 2), activation()]
+    return layers
+
+
+def _strided(
+    size: int, channels: int, last: int, growth: int = 2, activation: Callable[[], nn.Module] = nn.GELU
+) -> nn.Sequential:
+    """Strides and a convolution (Xiao et al., "Early convolutions help transformers see better", 2021)."""
+    strides = _strides(size, last, growth, activation)
+    return nn.Sequential(*strides, _normalised(last, channels), Position(channels), activation())
+
+
+def _steps(size: int, channels: int) -> nn.Sequential:
+    """Strides alone; the last activation follows the position."""
+    return nn.Sequential(*_strides(size, channels, 2, nn.GELU)[:-1], Position(channels), nn.GELU())
 
 
 def _overlapping(
@@ -219,16 +205,15 @@ STEMS: dict[str, Tried] = {
     "model": Tried(_own),
     "norm": Tried(lambda size, c: Stem(_cells(size, c))),
     "norm_depth_2": Tried(lambda size, c: Stem(_cells(size, c, depth=2))),
-    "norm_early": Tried(lambda size, c: Stem(_early(size, c))),
+    "norm_early": Tried(lambda size, c: Stem(_strided(size, c, 2 * c))),
     "norm_steps": Tried(lambda size, c: Stem(_steps(size, c))),
-    "norm_steps_1": Tried(lambda size, c: Stem(_steps(size, c, 1))),
+    "norm_steps_1": Tried(lambda size, c: Stem(_strided(size, c, c))),
     "norm_overlapping": Tried(lambda size, c: Stem(_overlapping(size, c, nn.GELU))),
     "norm_relu_wide": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, inner=2))),
     "norm_relu_3": Tried(lambda size, c: Stem(_overlapping(size, c, nn.ReLU, kernel=3))),
     # Named after their channels at cells of 4 px.
-    "strided_32_64": Tried(lambda size, c: Stem(_strided(size, c, 64))),
-    "strided_16_64": Tried(lambda size, c: Stem(_strided(size, c, 64, growth=4))),
-    "strided_16_32": Tried(lambda size, c: Stem(_strided(size, c, 32))),
+    "strided_32_64": Tried(lambda size, c: Stem(_strided(size, c, 64, activation=nn.ReLU))),
+    "strided_16_64": Tried(lambda size, c: Stem(_strided(size, c, 64, 4, nn.ReLU))),
     "norm_coarse": _coarse(1),
     "norm_coarser": _coarse(0, 1),
     "mean": Tried(_own, lambda c: c, lambda mean, maximum: mean),

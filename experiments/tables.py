@@ -163,7 +163,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['parameters'] / 1000:.0f} k{mark}",
             len(row["seeds"]),
             f"{100 * row['accuracy']:.1f}",
-            interval_text(row["difference"]) if "difference" in row else "",
+            interval_text(row.get("difference")),
             row.get("verdict", "control" if row["variant"] == control else ""),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")

@@ -108,6 +108,9 @@ def test_a_wider_stem_is_a_family_of_its_own(results):
     assert row.family == WIDER[GRID] and row.label == "4"
     assert row.subject().configure(32).stem_channels == 64
     assert "grid_4" in [row.name for row in load_rows(results)]
+    # What was recorded from a folder has said what it is.
+    write(results, "controls_36_stem_64", "mine", 0, 140, {**wider, "family": GRID})
+    assert next(row for row in load_rows(results) if row.name == "mine").family == GRID
 
 
 def test_unmatched_patches_stand_in_where_nothing_else_is(results):
