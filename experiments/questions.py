@@ -116,11 +116,12 @@ def position() -> Question:
     )
 
 
-def slic_settings() -> Question:
-    """Compactness and iterations of SLIC, alike in training and in the test."""
-    variants: dict[str, Variant] = {"base": {}}
-    variants |= {f"compactness_{value}": {"superpixel_compactness": float(value)} for value in (3, 5, 20, 40)}
-    variants |= {f"iterations_{value}": {"superpixel_iterations": value} for value in (1, 2, 10)}
+def slic_settings(num_superpixels: int) -> Question:
+    """Compactness and iterations of SLIC, alike in training and in the test; the grid is what is infinitely compact."""
+    changes: dict[str, Variant] = {"base": {}, "grid": {"patch_pooling": "grid"}}
+    changes |= {f"compactness_{value}": {"superpixel_compactness": float(value)} for value in (3, 5, 20, 40)}
+    changes |= {f"iterations_{value}": {"superpixel_iterations": value} for value in (1, 2, 10)}
+    variants = {name: {"num_superpixels": num_superpixels, **change} for name, change in changes.items()}
     return Question("Which compactness, and how many iterations?", "base", variants)
 
 
@@ -178,6 +179,7 @@ def elastic() -> Question:
     variants: dict[str, Variant] = {
         "fixed": {},
         "drawn_k": drawn,
+        "drawn_k_latent": {**drawn, **LATENT},
         "drawn_compactness": {"train_compactness": (5.0, 20.0)},
         "drawn_both": {**drawn, "train_compactness": (5.0, 20.0)},
         "grid_fixed": {"patch_pooling": "grid"},
@@ -230,7 +232,8 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "tokens": tokens,
     "attention": attention,
     "position": position,
-    "slic": slic_settings,
+    "slic_36": lambda: slic_settings(36),
+    "slic_9": lambda: slic_settings(9),
     "stem": stem,
     "sizes": sizes,
     "cells": cells,

@@ -5,7 +5,8 @@ Measures trained models on pictures they were not trained for: corrupted, stretc
 
 Reads the weights that `micro.py` left in its cache, measures each variant of the question on the test split as it is
 and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts is the change
-from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds.
+from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds. A variant of
+another question is named with it: `elastic/drawn_k`.
 """
 
 from __future__ import annotations
@@ -137,6 +138,15 @@ def _changes(runs: Mapping[int, Outcomes], condition: str, seeds: Sequence[int])
     return np.stack([runs[seed][condition].astype(float) - runs[seed]["clean"] for seed in seeds])
 
 
+def question_and_variant(name: str, question: str) -> tuple[str, str]:
+    """`"elastic/drawn_k"` to `("elastic", "drawn_k")`, and a name without a question to that of `question`."""
+    of, _, variant = name.rpartition("/")
+    of = of or question
+    if of not in QUESTIONS or variant not in QUESTIONS[of]().variants:
+        raise ValueError(f"Expected a variant of {question!r}, or <question>/<variant>, got {name!r}.")
+    return of, variant
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
     """The rows as a table to read."""
     lines = [
@@ -170,16 +180,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     load = partial(load_pictures, arguments.data, "test", cache=arguments.cache)
     larger = load(size=arguments.larger)[take]
     measured: dict[str, dict[int, Outcomes]] = {}
-    for variant in arguments.variants or question.variants:
-        config, recipe = settings(question.variants[variant])
+    names = arguments.variants or question.variants
+    for name, (of, variant) in {name: question_and_variant(name, arguments.question) for name in names}.items():
+        config, recipe = settings(QUESTIONS[of]().variants[variant])
         for seed in arguments.seeds:
-            folder = arguments.cache / "weights" / arguments.question / f"{variant}-seed{seed}"
+            folder = arguments.cache / "weights" / of / f"{variant}-seed{seed}"
             if not folder.is_dir():
                 continue
             pictures = load(size=config.image_height_and_width[0])[take]
             outcomes = measure(load_model(folder), pictures, larger, recipe.regions)
-            measured.setdefault(variant, {})[seed] = outcomes
-            print(variant, seed, {name: round(float(right.mean()), 3) for name, right in outcomes.items()}, flush=True)
+            measured.setdefault(name, {})[seed] = outcomes
+            print(name, seed, {what: round(float(right.mean()), 3) for what, right in outcomes.items()}, flush=True)
     if control not in measured:
         raise ValueError(f"Expected weights of the control {control!r}, got only those of {sorted(measured)}.")
     rows = rows_of(measured, control, MARGINS["imagenette"])

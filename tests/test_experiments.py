@@ -295,6 +295,14 @@ def test_models_are_measured_under_every_change(pictures):
     ]
 
 
+def test_robustness_takes_variants_of_other_questions():
+    assert robustness.question_and_variant("grid", "controls_36") == ("controls_36", "grid")
+    assert robustness.question_and_variant("elastic/drawn_k", "controls_36") == ("elastic", "drawn_k")
+    for name in ("drawn_k", "elastic/grid", "nothing/grid"):
+        with pytest.raises(ValueError, match=f"Expected a variant of 'controls_36'.*, got '{name}'"):
+            robustness.question_and_variant(name, "controls_36")
+
+
 def test_changes_are_compared_with_the_control():
     def outcomes(**right):
         return {name: np.arange(100) < count for name, count in right.items()}
