@@ -117,7 +117,7 @@ def position() -> Question:
 
 
 def slic_settings(num_superpixels: int) -> Question:
-    """Compactness and iterations of SLIC, alike in training and in the test; the grid is what is infinitely compact."""
+    """Compactness and iterations of SLIC, alike in training and in the test; a grid is infinitely compact."""
     changes: dict[str, Variant] = {"base": {}, "grid": {"patch_pooling": "grid"}}
     changes |= {f"compactness_{value}": {"superpixel_compactness": float(value)} for value in (3, 5, 20, 40)}
     changes |= {f"iterations_{value}": {"superpixel_iterations": value} for value in (1, 2, 10)}

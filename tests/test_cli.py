@@ -14,7 +14,7 @@ from skimage.data import chelsea
 from transformers import ViTConfig, pipeline
 from transformers.utils import logging
 
-from focusvit_hf import FocusViTImageProcessor, checkpoints, cli_demo
+from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, checkpoints, cli_demo
 from focusvit_hf.checkpoints import load_checkpoint
 from focusvit_hf.cli import main
 from focusvit_hf.cli_pictures import open_picture
@@ -78,6 +78,22 @@ def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, pi
         assert str(path) in printed and f"{item['scores'][0]:.1%}" in printed
     assert result["environment"]["dtype"] == "float32" and result["model"] == str(saved)
     assert len({tuple(item["scores"]) for item in result["pictures"]}) == 3
+
+
+def test_another_number_of_superpixels_is_classified_and_drawn(saved, pictures, tmp_path, capsys):
+    own, other, drawn = tmp_path / "own.json", tmp_path / "other.json", tmp_path / "drawn.png"
+    assert run("classify", pictures[0], "--model", saved, "--out", own) == 0
+    assert run("classify", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
+    model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
+    processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
+    [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_picture(pictures[0])])
+    scores = [json.loads(path.read_text())["pictures"][0]["scores"] for path in (own, other)]
+    assert scores[1] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+    assert scores[0] != pytest.approx(scores[1], abs=1e-5)
+    assert run("visualize", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", drawn) == 0
+    assert drawn.is_file()
+    capsys.readouterr()
+    assert "got 1000" in fails(capsys, "classify", *pictures, "--model", saved, "--num-superpixels", 1000)
 
 
 def test_pictures_are_opened_upright_and_over_white(pictures, tmp_path):

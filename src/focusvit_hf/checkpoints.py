@@ -16,16 +16,20 @@ from .modeling_focusvit import FocusViTForImageClassification
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[2] / "model_cards" / "focusvit-nano-cifar10"
 
 
-def load_checkpoint(name: str | None = None) -> tuple[FocusViTForImageClassification, FocusViTImageProcessor]:
+def load_checkpoint(
+    name: str | None = None, num_superpixels: int | None = None
+) -> tuple[FocusViTForImageClassification, FocusViTImageProcessor]:
     """
     Loads a FocusViT classifier and its processor, in evaluation mode, from safetensors only.
 
     Args:
         name (`str`, *optional*): A folder, or a name on the Hub; by default the checkpoint of this source tree.
+        num_superpixels (`int`, *optional*): Another K than the checkpoint's own, see [`ElasticSuperpixels`].
 
     Raises:
         ValueError: when there is no FocusViT checkpoint, when its weights are a pickle, damaged, or not exactly those
-            of the model, and when its processor disagrees with its configuration.
+            of the model, when its processor disagrees with its configuration, and when its pictures cannot be pooled
+            to `num_superpixels`.
     """
     if name is None:
         if not (DEFAULT_CHECKPOINT / "config.json").is_file():
@@ -54,6 +58,9 @@ def load_checkpoint(name: str | None = None) -> tuple[FocusViTForImageClassifica
     model, report = loaded
     _check_weights(name, report)
     image_processor.validate_against_config(model.config)
+    if num_superpixels is not None:
+        model.config.require_num_superpixels(num_superpixels)
+        model.config.num_superpixels = image_processor.num_superpixels = num_superpixels
     return model.eval(), image_processor
 
 

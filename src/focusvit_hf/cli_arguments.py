@@ -21,14 +21,22 @@ def device(text: str | None) -> torch.device:
         raise argparse.ArgumentTypeError(f"expected a device of this machine, got {text!r}: {error}") from error
 
 
+def add_num_superpixels(command: argparse.ArgumentParser) -> None:
+    """Adds `--num-superpixels`, the K of [`load_checkpoint`]."""
+    command.add_argument(
+        "--num-superpixels", type=count, metavar="K", help="another number of tokens than the checkpoint's own"
+    )
+
+
 def checkpoint_arguments() -> argparse.ArgumentParser:
-    """Parent of the commands that run a checkpoint: `--model` and `--device`."""
+    """Parent of the commands that run a checkpoint: `--model`, `--num-superpixels` and `--device`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--model",
         metavar="FOLDER_OR_NAME",
         help="a FocusViT checkpoint: a folder or a name on the Hub; by default the one of this source tree",
     )
+    add_num_superpixels(shared)
     shared.add_argument(
         "--device", type=device, default=device(None), help="such as cpu or cuda:1; by default cuda where there is"
     )

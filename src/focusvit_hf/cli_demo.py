@@ -48,7 +48,7 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """`focusvit demo`: a photograph of a cat classified, drawn and timed; writes `result.json` and `result.png`."""
-    model, image_processor = load_checkpoint(arguments.model)
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     name = Path(arguments.model or DEFAULT_CHECKPOINT).name
     photograph = Image.fromarray(chelsea())

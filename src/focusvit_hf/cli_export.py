@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .checkpoints import load_checkpoint
-from .cli_arguments import count
+from .cli_arguments import add_num_superpixels, count
 from .export import EXPORT_FILES, GRAPH_INPUTS, QUANTIZATIONS, export_model
 from .files import read_json
 
@@ -28,6 +28,7 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
         help="what the graph takes: pictures in uint8 (by default) or normalised pixel_values, both cut into "
         "superpixels in the graph; or pixel_values and their superpixel_ids",
     )
+    add_num_superpixels(command)
     command.add_argument("--quantize", choices=QUANTIZATIONS, help="weights in 8 bits, for onnx")
     command.add_argument(
         "--batch", type=_batch, metavar="N|dynamic", help="pictures that the graph takes at a time; by default dynamic"
@@ -41,7 +42,7 @@ def _batch(text: str) -> int | None:
 
 def export(arguments: argparse.Namespace) -> None:
     """`focusvit export`: writes the folder and says what to feed."""
-    model, image_processor = load_checkpoint(arguments.checkpoint)
+    model, image_processor = load_checkpoint(arguments.checkpoint, arguments.num_superpixels)
     try:
         folder = export_model(
             model,

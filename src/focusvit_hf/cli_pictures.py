@@ -90,7 +90,7 @@ def print_classes(title: str, ranked: dict[str, Any]) -> None:
 
 def classify(arguments: argparse.Namespace) -> None:
     """`focusvit classify`: prints the classes of pictures; `--out` writes them as JSON when all are done."""
-    model, image_processor = load_checkpoint(arguments.model)
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     pictures = (open_picture(path, index) for index, path in enumerate(arguments.pictures))
     results = []
@@ -113,7 +113,7 @@ def visualize(arguments: argparse.Namespace) -> None:
     names = [f"{path.stem}.png" for path in paths]
     if not as_file and len(set(names)) < len(names):
         raise ValueError(f"expected pictures with different names for a folder, got {[path.name for path in paths]}")
-    model, image_processor = load_checkpoint(arguments.model)
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     rows = []
     for index, (path, name) in enumerate(zip(paths, names, strict=True)):

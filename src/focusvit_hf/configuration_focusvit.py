@@ -280,9 +280,18 @@ class FocusViTConfig(PreTrainedConfig):
         if not self.takes_size(height, width):
             raise ValueError(f"Expected an image_size that {self.size_step} divides, got {self.image_size}.")
         if self.patch_pooling != "none":
-            superpixel_layout(self.num_superpixels, height // self.cell_size, width // self.cell_size)
+            self.require_num_superpixels(self.num_superpixels)
         if not isinstance(self.num_superpixels, int):
             self.num_superpixels = list(self.num_superpixels)
+
+    def require_num_superpixels(self, num_superpixels: int | Sequence[int]) -> None:
+        """Raises ValueError unless pictures of `image_size` can be pooled to as many tokens (or rows, columns)."""
+        if self.patch_pooling == "none":
+            raise ValueError(
+                f"Expected patch_pooling 'superpixel' or 'grid' for {num_superpixels} tokens, got 'none'."
+            )
+        height, width = self.image_height_and_width
+        superpixel_layout(num_superpixels, height // self.cell_size, width // self.cell_size)
 
     def validate_layer_type(self) -> None:
         """Raises ValueError unless `layer_types` names one of [`LAYER_TYPES`] for each layer."""

@@ -10,7 +10,6 @@ import numpy as np
 from transformers import TrainerCallback
 
 from .configuration_focusvit import FocusViTConfig
-from .superpixels import superpixel_layout
 
 
 class ElasticSuperpixels(TrainerCallback):
@@ -49,11 +48,8 @@ class ElasticSuperpixels(TrainerCallback):
         choices = tuple(num_superpixels)
         if not choices or len(set(choices)) < len(choices):
             raise ValueError(f"Expected one or more different numbers of superpixels to draw from, got {choices}.")
-        if config.patch_pooling == "none":
-            raise ValueError("Expected patch_pooling 'superpixel' or 'grid' to draw numbers of tokens, got 'none'.")
-        height, width = config.image_height_and_width
         for choice in choices:
-            superpixel_layout(choice, height // config.cell_size, width // config.cell_size)
+            config.require_num_superpixels(choice)
         self.config = config
         self.num_superpixels = choices
         self.seed = seed
