@@ -87,7 +87,9 @@ def test_another_number_of_superpixels_is_classified_and_drawn(saved, pictures, 
     model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
     processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
     [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_picture(pictures[0])])
-    scores = [json.loads(path.read_text())["pictures"][0]["scores"] for path in (own, other)]
+    results = [json.loads(path.read_text()) for path in (own, other)]
+    assert [result["num_tokens"] for result in results] == [load_checkpoint(str(saved))[0].config.num_tokens, 4]
+    scores = [result["pictures"][0]["scores"] for result in results]
     assert scores[1] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
     assert scores[0] != pytest.approx(scores[1], abs=1e-5)
     assert run("visualize", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", drawn) == 0

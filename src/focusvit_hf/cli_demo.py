@@ -78,7 +78,8 @@ def demo(arguments: argparse.Namespace) -> None:
     described = [{"picture": title, **ranked} for title, ranked in zip(titles, answers, strict=True)]
     result = {**answers[0], "pictures": described, "splits": splits, "ratios": ratios}
     write_png(arguments.out / "result.png", draw_sheet(rows))
-    write_json(arguments.out / "result.json", {**result, "model": name, "environment": settings})
+    result |= {"model": name, "num_tokens": model.config.num_tokens, "environment": settings}
+    write_json(arguments.out / "result.json", result)
     print(f"\nwrote {arguments.out / 'result.png'} and {arguments.out / 'result.json'}")
 
 

@@ -101,7 +101,8 @@ def classify(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         name = arguments.model or DEFAULT_CHECKPOINT.name
         settings = environment(model.device, model.dtype)
-        write_json(arguments.out, {"model": name, "pictures": results, "environment": settings})
+        described = {"model": name, "num_tokens": model.config.num_tokens}
+        write_json(arguments.out, {**described, "pictures": results, "environment": settings})
 
 
 def visualize(arguments: argparse.Namespace) -> None:
