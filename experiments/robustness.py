@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from corruptions import CORRUPTIONS
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
-from focusvit_hf.superpixels import superpixel_layout
 from heap import keep_heap
 from micro_data import CACHE, DATA, Pictures, load_pictures
 from micro_training import load_model, predict, settings
 from paired_bootstrap import MARGINS, interval_text, paired_bootstrap
-from questions import QUESTIONS
+from questions import QUESTIONS, Question
 from tables import TABLES
 
 
@@ -42,10 +41,9 @@ Outcomes = dict[str, np.ndarray]
 
 def realisable(count: float, config: FocusViTConfig) -> int:
     """The number nearest to `count` that can be laid out on a picture of the configuration's size."""
-    cells = tuple(side // config.cell_size for side in config.image_height_and_width)
     for candidate in sorted(range(1, 2 * round(count) + 2), key=lambda k: abs(k - count)):
         try:
-            superpixel_layout(candidate, *cells)
+            config.require_num_superpixels(candidate)
         except ValueError:
             continue
         return candidate
@@ -138,11 +136,17 @@ def _changes(runs: Mapping[int, Outcomes], condition: str, seeds: Sequence[int])
     return np.stack([runs[seed][condition].astype(float) - runs[seed]["clean"] for seed in seeds])
 
 
+@cache
+def question_named(name: str) -> Question:
+    """The question of that name, built once: its variants' parameters are counted to match them."""
+    return QUESTIONS[name]()
+
+
 def question_and_variant(name: str, question: str) -> tuple[str, str]:
     """`"elastic/drawn_k"` to `("elastic", "drawn_k")`, and a name without a question to that of `question`."""
     of, _, variant = name.rpartition("/")
     of = of or question
-    if of not in QUESTIONS or variant not in QUESTIONS[of]().variants:
+    if of not in QUESTIONS or variant not in question_named(of).variants:
         raise ValueError(f"Expected a variant of {question!r}, or <question>/<variant>, got {name!r}.")
     return of, variant
 
@@ -174,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
     parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
-    question = QUESTIONS[arguments.question]()
+    question = question_named(arguments.question)
     control = arguments.control or question.control
     take = slice(arguments.limit)
     load = partial(load_pictures, arguments.data, "test", cache=arguments.cache)
@@ -182,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured: dict[str, dict[int, Outcomes]] = {}
     names = arguments.variants or question.variants
     for name, (of, variant) in {name: question_and_variant(name, arguments.question) for name in names}.items():
-        config, recipe = settings(QUESTIONS[of]().variants[variant])
+        config, recipe = settings(question_named(of).variants[variant])
         for seed in arguments.seeds:
             folder = arguments.cache / "weights" / of / f"{variant}-seed{seed}"
             if not folder.is_dir():
