@@ -13,7 +13,7 @@ from focusvit_hf.hub import TRAINING_LOG_FILE
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-import checkpoints  # isort: skip
+import compare_checkpoints  # isort: skip
 from micro import unpacked  # isort: skip
 from paired_bootstrap import interval_text  # isort: skip
 
@@ -36,7 +36,7 @@ def folders(tmp_path, tiny_model):
 def test_each_number_of_superpixels_is_a_row_and_compared(folders, tmp_path, tmp_path_factory):
     data = write_parquet(tmp_path_factory.mktemp("data"), 3)
     command = ["--num-superpixels", "4", "16", "--name", "blobs", "--data", str(data), "--tables", str(tmp_path)]
-    checkpoints.main([*folders, *command])
+    compare_checkpoints.main([*folders, *command])
     written = json.loads((tmp_path / "blobs-checkpoints.json").read_text())
     dense, own, fewer = written["rows"]
     assert [(row["checkpoint"], row["tokens"], row["own"]) for row in (dense, own, fewer)] == [
@@ -56,7 +56,7 @@ def test_each_number_of_superpixels_is_a_row_and_compared(folders, tmp_path, tmp
 
 def test_ranks_are_the_models(folders, tiny_model):
     pictures = blobs(7)
-    (row, right), _ = checkpoints.measure(folders[1], pictures, [4])
+    (row, right), _ = compare_checkpoints.measure(folders[1], pictures, [4])
     model = tiny_model(num_labels=3, id2label=CLASSES)
     processor = FocusViTImageProcessor.from_model_config(model.config)
     logits = model(**processor(pictures["image"][:], return_tensors="pt")).logits
@@ -68,4 +68,4 @@ def test_ranks_are_the_models(folders, tiny_model):
 def test_classes_have_to_be_those_of_the_pictures(folders):
     other = blobs(3).cast_column("label", datasets.ClassLabel(names=["cyan", "pink", "ochre"]))
     with pytest.raises(ValueError, match=r"Expected a checkpoint of the classes \['cyan'.*dense"):
-        checkpoints.compare(folders, other)
+        compare_checkpoints.compare(folders, other)
