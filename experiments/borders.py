@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -34,10 +33,9 @@ from borders_models import Head, find_figures, measure, tile_map
 from borders_scores import boundary_f, majority, packed_scores, region_ceilings
 from borders_tables import comparisons, markdown, rows_of, tokens_of
 from focusvit_hf import FocusViTConfig
-from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
 from heap import keep_heap
-from micro import RESULTS, runs_left, side_by_side
+from micro import RESULTS, Beginning, runs_left, side_by_side
 from micro_data import CACHE, DATA, load_pictures
 from micro_training import Recipe, intended, model_inputs, settings
 from paired_bootstrap import paired_bootstrap
@@ -99,7 +97,7 @@ def run(
     config, plan = settings(changes, **{**RECIPE, **recipe})
     size = config.image_height_and_width[0]
     training, evaluation = (load_pictures(data, split, size, cache) for split in ("train", "test"))
-    begin = time.perf_counter()
+    beginning = Beginning(plan.precision, seed)
     model, history = find_figures(config, head, plan, seed, training)
     tests = {"imagenette": fixed_composites(evaluation), "bsds500": segment_composites(bsds500, size)}
     measured = {name: _stored(measure(model, composites)) for name, composites in tests.items()}
@@ -117,8 +115,7 @@ def run(
         # Of the pixels.
         "accuracy": measured["imagenette"]["nearest"]["accuracy"]["mean"],
         "history": history,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "environment": environment(torch.device("cpu"), torch.float32, seed),
+        **beginning.about(),
     }
     write_json(results / QUESTION / f"{name}-seed{seed}.json", result)
     return result

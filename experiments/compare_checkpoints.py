@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 import torch
 
-from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.benchmark import environment
 from focusvit_hf.checkpoints import load_checkpoint
 from focusvit_hf.files import read_json, write_json, write_whole
@@ -37,10 +36,14 @@ _BATCH_SIZE = 50
 
 
 @torch.inference_mode()
-def ranked(
-    model: FocusViTForImageClassification, processor: FocusViTImageProcessor, pictures: datasets.Dataset
-) -> np.ndarray:
-    """The five likeliest classes of each picture, the best first, `(count, at most 5)` int64."""
+def ranked(model: Any, processor: Any, pictures: datasets.Dataset) -> np.ndarray:
+    """
+    The five likeliest classes of each picture, the best first, `(count, at most 5)` int64.
+
+    Args:
+        model, processor: An image classifier in evaluation mode and its image processor.
+        pictures (`datasets.Dataset`): Column `image`.
+    """
     parts = []
     for rows in pictures.iter(_BATCH_SIZE):
         logits = model(**processor([image.convert("RGB") for image in rows["image"]], return_tensors="pt")).logits

@@ -13,7 +13,7 @@ as teacher. Token merging is applied to the same ViT without training. Each row 
 from __future__ import annotations
 
 import argparse
-import time
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,11 +23,10 @@ import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTConfig, convert_vit_checkpoint
-from focusvit_hf.benchmark import environment
 from focusvit_hf.distillation import Distillation
-from focusvit_hf.files import write_json
+from focusvit_hf.files import read_json, write_json
 from heap import keep_heap
-from micro import RESULTS, packed
+from micro import RESULTS, Beginning, packed
 from micro_data import CACHE, DATA, Pictures, training_and_evaluation
 from micro_training import BASE, Recipe, fit, predict, settings
 from token_merging import TokenMerging, merging_schedule
@@ -117,10 +116,21 @@ def multiply_adds(config: FocusViTConfig, schedule: Sequence[int] = ()) -> int:
 
 
 def dense_vit(seed: int, training: Pictures, evaluation: Pictures, cache: Path, results: Path) -> PreTrainedModel:
-    """The dense ViT: trained, or as it was saved by then."""
-    folder = cache / "weights" / QUESTION / f"vit-seed{seed}"
-    if not (folder / "model.safetensors").is_file():
-        begin, fed = time.perf_counter(), fed_dense()
+    """
+    The dense ViT: trained, or as it was saved by then.
+
+    Raises:
+        ValueError: when its result is there and its weights are not, or it was trained otherwise: rows that are there
+            were converted from it.
+    """
+    folder, path = cache / "weights" / QUESTION / f"vit-seed{seed}", results / f"vit-seed{seed}.json"
+    trained = (folder / "model.safetensors").is_file()
+    if path.is_file():
+        _require(path, recipe=asdict(Recipe()))
+        if not trained:
+            raise ValueError(f"Expected the weights of {path} in {folder}, got none; choose another --results.")
+    if not trained:
+        beginning, fed = Beginning("float32", seed), fed_dense()
         torch.manual_seed(seed)
         vit = new_vit()
         history = fit(vit, fed, Recipe(), seed, training)
@@ -129,14 +139,21 @@ def dense_vit(seed: int, training: Pictures, evaluation: Pictures, cache: Path, 
         # The row dense_144, converted with all tokens, has to be right where this is.
         result = {"variant": "vit", "tokens": fed.num_tokens, "multiply_adds": multiply_adds(fed), "seed": seed}
         result |= {"recipe": asdict(Recipe()), "accuracy": float(outcome.mean()), "correct": packed(outcome)}
-        result |= {"pictures": len(evaluation), "history": history, "seconds": time.perf_counter() - begin}
-        write_json(results / f"vit-seed{seed}.json", {**result, "environment": about(seed)})
+        result |= {"pictures": len(evaluation), "history": history}
+        write_json(path, {**result, **beginning.about()})
     return ViTForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def about(seed: int) -> dict[str, Any]:
-    """Where a result comes from."""
-    return environment(torch.device("cpu"), torch.float32, seed)
+def _require(path: Path, **wanted: Any) -> None:
+    """Raises ValueError where a result that is there was made with other settings; a later field had its default."""
+    there, wanted = read_json(path), json.loads(json.dumps(wanted))
+    if there["recipe"] is not None:
+        there["recipe"] = {**json.loads(json.dumps(asdict(Recipe()))), **there["recipe"]}
+    other = {key: there[key] for key in wanted if there[key] != wanted[key]}
+    if other:
+        raise ValueError(
+            f"Expected {path} with { ({key: wanted[key] for key in other}) }, got {other}; choose another --results."
+        )
 
 
 def measured(
@@ -154,7 +171,7 @@ def measured(
     Returns:
         `dict`: What the JSON of the row holds beside its name.
     """
-    begin = time.perf_counter()
+    beginning = Beginning("float32", seed)
     model: Any = convert_vit_checkpoint(vit, **row.overrides)
     config, history = model.config, []
     if row.schedule:
@@ -178,19 +195,29 @@ def measured(
         "accuracy": float(outcome.mean()),
         "correct": packed(outcome),
         "history": history,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "environment": about(seed),
+        **beginning.about(),
     }
 
 
 def unfinished(
-    rows: Mapping[str, Row], learning: Sequence[str], seed: int, results: Path
+    rows: Mapping[str, Row], learning: Sequence[str], plan: Recipe, seed: int, results: Path
 ) -> Iterator[tuple[str, str]]:
-    """Name and learning of each result that is not there, the quick ones first."""
+    """
+    Name and learning of each result that is not there, the quick ones first.
+
+    Raises:
+        ValueError: when a result that is there was made with other settings.
+    """
     for way in learning:
         for name, row in rows.items():
-            if way in row.learning and not (results / f"{name}-{way}-seed{seed}.json").is_file():
+            path = results / f"{name}-{way}-seed{seed}.json"
+            if way not in row.learning:
+                continue
+            if not path.is_file():
                 yield name, way
+                continue
+            recipe = None if way == "at_once" else asdict(plan)
+            _require(path, recipe=recipe, overrides=row.overrides, schedule=row.schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -209,9 +236,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed, results = arguments.seed, arguments.results
     plan = Recipe(epochs=arguments.epochs, learning_rate=arguments.learning_rate)
     training, evaluation = training_and_evaluation(arguments.data, BASE["image_size"], "test", arguments.cache)
-    vit = dense_vit(seed, training, evaluation, arguments.cache, results)
     chosen = {name: rows[name] for name in arguments.rows}
-    for name, learning in list(unfinished(chosen, arguments.learning, seed, results)):
+    todo = list(unfinished(chosen, arguments.learning, plan, seed, results))
+    vit = dense_vit(seed, training, evaluation, arguments.cache, results)
+    for name, learning in todo:
         result = measured(chosen[name], learning, vit, plan, seed, training, evaluation)
         write_json(results / f"{name}-{learning}-seed{seed}.json", {"variant": name, **result})
         print(f"{name}, {learning}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)

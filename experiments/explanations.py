@@ -37,8 +37,9 @@ from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
 from focusvit_hf.visualization import lay_back, region_relevance, regions, relevance_per_area
 from heap import keep_heap
-from micro_data import CACHE, DATA, Pictures, load_pictures
-from micro_training import load_model, model_inputs, predict
+from micro import RESULTS, load_run
+from micro_data import CACHE, DATA, Pictures
+from micro_training import model_inputs, predict
 from paired_bootstrap import interval_text, paired_bootstrap
 from questions import QUESTIONS
 from tables import TABLES
@@ -230,16 +231,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="Of deletion and insertion.")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="As given to micro.py.")
     parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
     measured: dict[str, dict[int, Scores]] = {}
     for variant in arguments.variants:
         for seed in arguments.seeds:
-            folder = arguments.cache / "weights" / arguments.question / f"{variant}-seed{seed}"
-            if not folder.is_dir():
+            run = load_run(arguments.question, variant, seed, arguments.data, arguments.cache, arguments.results)
+            if run is None:
                 continue
-            model = load_model(folder)
-            pictures = load_pictures(arguments.data, "test", model.config.image_height_and_width[0], arguments.cache)
+            model, pictures = run
             count = min(arguments.pictures, len(pictures))
             scores = measure(model, pictures[torch.arange(count) * len(pictures) // count], arguments.steps)
             measured.setdefault(variant, {})[seed] = scores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
+from compare_checkpoints import ranked
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.benchmark_subjects import Subject
 from focusvit_hf.files import read_json
 from focusvit_hf.training_record import TrainingRecord
 from frontier_rows import DENSE, GRID, GRID_LATENT, LATENT, OURS, PEERS
-from micro import write_result
-
-
-_BATCH = 50
+from micro import Beginning, write_result
 
 
 def name_and_seed(folder: Path) -> tuple[str, int]:
@@ -54,20 +51,15 @@ def record(folder: Path, data: Path, question: str, results: Path) -> dict[str, 
         ValueError: when the model knows other classes than the data set.
         OSError: when there is no model or no processor.
     """
-    begin = time.perf_counter()
+    name, seed = name_and_seed(folder)
+    beginning = Beginning("float32", seed)
     config = AutoConfig.from_pretrained(folder)
     model, processor = _model(str(folder), config).eval(), _processor(str(folder), config, 0)
     rows = datasets.load_dataset("parquet", data_dir=str(data), split="test")
     classes = np.asarray(rows["label"])
     if classes.max() >= config.num_labels:
         raise ValueError(f"Expected a model of {classes.max() + 1} classes, got {config.num_labels} in {folder}.")
-    right = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
-            inputs = processor([image.convert("RGB") for image in part["image"]], return_tensors="pt")
-            right.append(model(**inputs).logits.argmax(dim=1).numpy() == np.asarray(part["label"]))
-    name, seed = name_and_seed(folder)
+    right = ranked(model, processor, rows)[:, 0] == classes
     log = folder / "training_log.json"
     recipe = dict(TrainingRecord.from_log(read_json(log)).hyperparameters) if log.is_file() else {}
     about = {
@@ -83,7 +75,7 @@ def record(folder: Path, data: Path, question: str, results: Path) -> dict[str, 
         "parameters": model.num_parameters(),
         "history": [],
     }
-    return write_result(results / question / f"{name}-seed{seed}.json", about, np.concatenate(right), begin)
+    return write_result(results / question / f"{name}-seed{seed}.json", about, right, beginning)
 
 
 def _family(config: PreTrainedConfig) -> str:

@@ -26,16 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from focusvit_hf import FocusViTConfig
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import read_json, write_json
 from heap import keep_heap
-from micro_data import CACHE, DATA, SPLITS, training_and_evaluation
-from micro_training import Recipe, intended, outcomes, save_model, settings, train
+from micro_data import CACHE, DATA, SPLITS, Pictures, load_pictures, training_and_evaluation
+from micro_training import Recipe, intended, load_model, outcomes, predict, save_model, settings, train
 from questions import QUESTIONS
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# Share of the pictures whose outcome may turn by keeping weights in fp16, and by another processor's sums.
+_ROUNDED = 0.01
 
 
 def packed(outcome: np.ndarray) -> str:
@@ -75,9 +77,11 @@ def run(
     Returns:
         `dict`: What the JSON holds.
     """
-    config, _ = settings(variant, **recipe)
+    config, plan = settings(variant, **recipe)
+    if plan.teacher and split != "test":
+        raise ValueError(f"Expected a run on the test split, got {split!r}: the teacher has seen what is held out.")
     training, evaluation = training_and_evaluation(data, config.image_height_and_width[0], split, cache)
-    begin = time.perf_counter()
+    beginning = Beginning(plan.precision, seed)
     trained = train(variant, seed, training, cache / "weights", **recipe)
     outcome, loss = outcomes(trained, evaluation)
     folder = folder_of(question, split)
@@ -95,33 +99,85 @@ def run(
         "loss": loss,
         "history": trained.history,
     }
-    return write_result(results / folder / f"{stem}.json", about, outcome, begin)
+    return write_result(results / folder / f"{stem}.json", about, outcome, beginning)
 
 
-def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, begin: float) -> dict[str, Any]:
+class Beginning:
+    """
+    When a run began and with what code, which may change while it runs.
+
+    Args:
+        precision (`str`), seed (`int`): Of the run.
+    """
+
+    def __init__(self, precision: str, seed: int) -> None:
+        self.environment = environment(torch.device("cpu"), getattr(torch, precision), seed)
+        self._time = time.perf_counter()
+
+    def about(self) -> dict[str, Any]:
+        """For the JSON of the run: `seconds` since then, and the `environment`."""
+        return {"seconds": round(time.perf_counter() - self._time, 1), "environment": self.environment}
+
+
+def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, beginning: Beginning) -> dict[str, Any]:
     """
     Writes the JSON of a run.
 
     Args:
         path (`Path`): The file.
-        about (mapping): What was run, with its `seed` and `recipe`.
+        about (mapping): What was run.
         outcome (`np.ndarray` of shape `(pictures,)`): Whether each picture was right.
-        begin (`float`): When the run began, by `time.perf_counter`.
+        beginning ([`Beginning`]): Of the run.
 
     Returns:
         `dict`: What the JSON holds: `about`, and what follows from the others.
     """
-    precision = getattr(torch, about["recipe"]["precision"])
     result = {
         **about,
         "pictures": len(outcome),
         "accuracy": float(outcome.mean()),
         "correct": packed(outcome),
-        "seconds": round(time.perf_counter() - begin, 1),
-        "environment": environment(torch.device("cpu"), precision, about["seed"]),
+        **beginning.about(),
     }
     write_json(path, result)
     return result
+
+
+def load_run(
+    question: str,
+    variant: str,
+    seed: int,
+    data: Path = DATA,
+    cache: Path = CACHE,
+    results: Path = RESULTS,
+    limit: int | None = None,
+) -> tuple[FocusViTForImageClassification, Pictures] | None:
+    """
+    The model of a run on the test split and the pictures of its size, or None where its weights are not there.
+
+    Args:
+        question (`str`), variant (`str`), seed (`int`), data (`Path`), cache (`Path`), results (`Path`): See [`run`].
+        limit (`int`, *optional*): Take the first so many pictures.
+
+    Raises:
+        ValueError: when there is no result of the run, or the weights are those of another one: they do not give what
+            the result says, picture by picture.
+    """
+    stem = f"{variant}-seed{seed}"
+    weights, path = cache / "weights" / question / stem, results / question / f"{stem}.json"
+    if not weights.is_dir():
+        return None
+    if not path.is_file():
+        raise ValueError(f"Expected {path} beside the weights of the run, got none.")
+    model, result = load_model(weights), read_json(path)
+    pictures = load_pictures(data, "test", model.config.image_height_and_width[0], cache)[slice(limit)]
+    right = (predict(model, pictures.images, result["recipe"]["regions"]).argmax(dim=1) == pictures.labels).numpy()
+    differing = int((right != unpacked(result["correct"], result["pictures"])[: len(right)]).sum())
+    if differing > max(1, _ROUNDED * len(right)):
+        raise ValueError(
+            f"Expected the weights of {path}, got others: {differing} of {len(right)} pictures differ in {weights}."
+        )
+    return model, pictures
 
 
 def unfinished(

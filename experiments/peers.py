@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,7 +27,7 @@ from transformers import PreTrainedConfig
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.benchmark_subjects import find_subject
 from heap import keep_heap
-from micro import RESULTS, add_run_arguments, folder_of, runs_left, side_by_side, write_result
+from micro import RESULTS, Beginning, add_run_arguments, folder_of, runs_left, side_by_side, write_result
 from micro_data import CACHE, DATA, training_and_evaluation
 from micro_training import Recipe, fit, predict, settings
 from questions import QUESTIONS
@@ -98,7 +97,7 @@ def run(
     # LeViT adds to its configuration when it is built.
     described = intended(config, plan)
     training, evaluation = training_and_evaluation(data, fed.image_height_and_width[0], split, cache)
-    begin = time.perf_counter()
+    beginning = Beginning(plan.precision, seed)
     torch.manual_seed(seed)
     # As the stem of a FocusViT: convolutions are faster so, and none of the peers is slower.
     model = find_subject(peer).model_class(config).to(memory_format=torch.channels_last)
@@ -120,7 +119,7 @@ def run(
         "loss": float(cross_entropy(logits, evaluation.labels)),
         "history": history,
     }
-    return write_result(results / folder / f"{peer}-seed{seed}.json", about, outcome, begin)
+    return write_result(results / folder / f"{peer}-seed{seed}.json", about, outcome, beginning)
 
 
 def unfinished(

@@ -1,7 +1,7 @@
 """
 Measures trained models on pictures they were not trained for: corrupted, stretched, larger, with other K.
 
-    python experiments/robustness.py controls_36 --control dense_stem --seeds 0 1 2
+    python experiments/robustness.py controls_36 --variants superpixel dense_linear --control dense_linear --seeds 0 1
 
 Reads the weights that `micro.py` left in its cache, measures each variant of the question on the test split as it is
 and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts is the change
@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
 from heap import keep_heap
+from micro import RESULTS, load_run
 from micro_data import CACHE, DATA, Pictures, load_pictures
-from micro_training import load_model, predict, settings
+from micro_training import predict, settings
 from paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from questions import QUESTIONS, Question
 from tables import TABLES
@@ -176,23 +177,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="Measure on the first so many pictures.")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="As given to micro.py.")
     parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
     question = question_named(arguments.question)
     control = arguments.control or question.control
-    take = slice(arguments.limit)
-    load = partial(load_pictures, arguments.data, "test", cache=arguments.cache)
-    larger = load(size=arguments.larger)[take]
+    places = arguments.data, arguments.cache, arguments.results
+    larger = load_pictures(arguments.data, "test", arguments.larger, arguments.cache)[slice(arguments.limit)]
     measured: dict[str, dict[int, Outcomes]] = {}
     names = arguments.variants or question.variants
     for name, (of, variant) in {name: question_and_variant(name, arguments.question) for name in names}.items():
-        config, recipe = settings(question_named(of).variants[variant])
+        _, recipe = settings(question_named(of).variants[variant])
         for seed in arguments.seeds:
-            folder = arguments.cache / "weights" / of / f"{variant}-seed{seed}"
-            if not folder.is_dir():
+            run = load_run(of, variant, seed, *places, limit=arguments.limit)
+            if run is None:
                 continue
-            pictures = load(size=config.image_height_and_width[0])[take]
-            outcomes = measure(load_model(folder), pictures, larger, recipe.regions)
+            outcomes = measure(*run, larger, recipe.regions)
             measured.setdefault(name, {})[seed] = outcomes
             print(name, seed, {what: round(float(right.mean()), 3) for what, right in outcomes.items()}, flush=True)
     if control not in measured:

@@ -236,11 +236,48 @@ def test_a_finished_run_is_not_run_again(parquet, tmp_path, monkeypatch):
     assert stored["accuracy"] == result["accuracy"] == micro.unpacked(stored["correct"], 10).mean()
     assert stored["environment"]["seed"] == 1 and stored["environment"]["dtype"] == "float32"
     assert (tmp_path / "cache" / "weights" / "attention" / "full-seed1" / "model.safetensors").is_file()
+    model, test = micro.load_run("attention", "full", 1, **places, limit=7)
+    assert len(test) == 7 and model.config.layer_types == ["full_attention"]
+    assert micro.load_run("attention", "full", 0, **places) is None
     left = micro.unfinished("attention", names, [0, 1], "test", places["results"], **SHORT)
     assert ("full", 1) not in left and len(left) == 3
     assert len(micro.unfinished("attention", names, [1], "validation", places["results"], **SHORT)) == 2
     with pytest.raises(ValueError, match=re.escape("with {'epochs': 3}, got {'epochs': 2}")):
         micro.unfinished("attention", names, [1], "test", places["results"], epochs=3, batch_size=16)
+
+
+def test_weights_have_to_be_those_of_the_result(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro_training, "BASE", {**micro_training.BASE, **TINY})
+    places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    result = micro.run("attention", "full", {}, 0, "test", **places, **SHORT)
+    path = tmp_path / "results" / "attention" / "full-seed0.json"
+    wrong = micro.packed(~micro.unpacked(result["correct"], 10))
+    path.write_text(json.dumps({**result, "correct": wrong}))
+    with pytest.raises(ValueError, match=r"Expected the weights of .*full-seed0.json, got others: 10 of 10 pictures"):
+        micro.load_run("attention", "full", 0, **places)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"Expected .*full-seed0.json beside the weights of the run, got none"):
+        micro.load_run("attention", "full", 0, **places)
+
+
+def test_a_result_says_what_code_it_began_with(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro_training, "BASE", {**micro_training.BASE, **TINY})
+    places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    order = []
+
+    def train(*given, **more):
+        order.append("train")
+        return micro_training.train(*given, **more)
+
+    monkeypatch.setattr(micro, "environment", lambda *given: order.append("environment"))
+    monkeypatch.setattr(micro, "train", train)
+    micro.run("attention", "full", {}, 0, "test", **places, **SHORT)
+    assert order == ["environment", "train"]
+
+
+def test_a_teacher_has_seen_what_is_held_out(parquet, tmp_path):
+    with pytest.raises(ValueError, match="Expected a run on the test split, got 'validation'"):
+        micro.run("distillation", "taught", {"teacher": "peers/ResNet-18-seed0"}, 0, "validation", parquet, tmp_path)
 
 
 def test_outcomes_are_packed_and_unpacked():

@@ -10,13 +10,15 @@ import torch
 
 from blobs import ROOT
 from focusvit_hf import FocusViTConfig
+from focusvit_hf.files import write_json
 
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import explanations  # isort: skip
-from micro_data import Pictures  # isort: skip
-from micro_training import save_model  # isort: skip
+from micro import packed  # isort: skip
+from micro_data import Pictures, load_pictures  # isort: skip
+from micro_training import predict, save_model  # isort: skip
 
 
 class SeesACorner(torch.nn.Module):
@@ -97,10 +99,14 @@ def test_better_is_positive_for_every_score():
 
 
 def test_saved_classifiers_are_explained(blob_dir, tmp_path, tiny_model, capsys):
+    pictures = load_pictures(blob_dir, "test", 32, tmp_path)
     for name in ("superpixel", "grid"):
         model = tiny_model(patch_pooling=name, num_labels=3)
         save_model(model, tmp_path / "weights" / "controls_16" / f"{name}-seed0")
-    places = ["--data", str(blob_dir), "--cache", str(tmp_path), "--tables", str(tmp_path)]
+        outcome = predict(model, pictures.images).argmax(dim=1) == pictures.labels
+        result = {"recipe": {"regions": "superpixel"}, "pictures": len(outcome), "correct": packed(outcome.numpy())}
+        write_json(tmp_path / "controls_16" / f"{name}-seed0.json", result)
+    places = ["--data", str(blob_dir), "--cache", str(tmp_path), "--results", str(tmp_path), "--tables", str(tmp_path)]
     explanations.main(["controls_16", "--pictures", "4", "--steps", "2", "--seeds", "0", "1", *places])
     content = json.loads((tmp_path / "controls_16-explanations.json").read_text())
     assert {row["variant"] for row in content["rows"]} == {"superpixel", "grid"}

@@ -160,6 +160,23 @@ def test_the_dense_vit_is_trained_once_and_kept_whole(pictures, tiny, tmp_path):
     plan = micro_training.Recipe(**PLAN)
     dense = conversion_curve.measured(row, "at_once", vit, plan, 0, pictures, pictures)
     assert (dense["correct"], dense["multiply_adds"]) == (trained["correct"], trained["multiply_adds"])
+    (tmp_path / "cache" / "weights" / "conversion" / "vit-seed0" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"Expected the weights of .*vit-seed0.json in .*, got none"):
+        conversion_curve.dense_vit(*where)
+
+
+def test_a_row_of_other_settings_is_an_error(tiny, tmp_path):
+    row, plan = conversion_curve.Row({"num_superpixels": (2, 2)}), micro_training.Recipe(**PLAN)
+    there = {"recipe": {**PLAN, "epochs": 2}, "overrides": {"num_superpixels": [2, 2]}, "schedule": []}
+    (tmp_path / "few-tuned-seed0.json").write_text(json.dumps(there))
+    (tmp_path / "few-at_once-seed0.json").write_text(json.dumps({**there, "recipe": None}))
+    ask = ({"few": row}, ["at_once"], plan, 0, tmp_path)
+    assert list(conversion_curve.unfinished(*ask)) == []
+    assert list(conversion_curve.unfinished({"few": row}, conversion_curve.LEARNING[2:], plan, 0, tmp_path)) == [
+        ("few", "distilled")
+    ]
+    with pytest.raises(ValueError, match=r"Expected .*few-tuned-seed0.json with .*'epochs': 1"):
+        list(conversion_curve.unfinished({"few": row}, ["tuned"], plan, 0, tmp_path))
 
 
 @pytest.mark.parametrize("learning", conversion_curve.LEARNING)
