@@ -43,7 +43,7 @@ from tables import TABLES
 
 
 PARTS = ("decode", "processor", "superpixels", "pixels_to_logits", "whole_path")
-# Ratios are to this row, where it is there.
+# Ratios are to the first of these that is there.
 _BASELINES = ("dense_linear", "dense_stem")
 
 

@@ -155,6 +155,7 @@ def test_statistics_are_one_number_or_one_a_channel(channels):
         ({"superpixel_compactness": 0.0}, "superpixel_compactness > 0, got 0.0"),
         ({"superpixel_compactness": float("nan")}, "superpixel_compactness > 0, got nan"),
         ({"superpixel_compactness": float("inf")}, "superpixel_compactness > 0, got inf"),
+        ({"superpixel_compactness": 1e200}, r"superpixel_compactness <= 1e\+06, got 1e\+200"),
         ({"stem_channels": 0}, "stem_channels > 0, got 0"),
         ({"num_latents": 0}, "num_latents > 0, got 0"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps > 0, got 0.0"),
@@ -180,6 +181,8 @@ def test_statistics_are_one_number_or_one_a_channel(channels):
         ({"num_superpixels": 10**9}, "the nearest that can is 3136"),
         ({"num_superpixels": [57, 1]}, r"picture's \(56, 56\) cells, got \(57, 1\)"),
         ({"num_superpixels": [7]}, r"num_superpixels as K or \(rows, columns\), got \[7\]"),
+        ({"num_superpixels": [7], "patch_pooling": "none"}, r"num_superpixels as K or \(rows, columns\), got \[7\]"),
+        ({"num_labels": "10"}, "num_labels as a whole number, got '10'"),
         ({"mlp_type": "glu"}, "mlp_type to be one of .*, got 'glu'"),
         ({"layer_scale": 0.0}, "layer_scale > 0 or None, got 0.0"),
         ({"layer_scale": float("nan")}, "layer_scale > 0 or None, got nan"),
@@ -239,6 +242,12 @@ def test_a_field_is_checked_when_it_is_set_later():
 def test_a_misspelt_field_is_refused(key, near):
     with pytest.raises(ValueError, match=f"'{key}': expected '{near}'"):
         FocusViTConfig(**{key: 4})
+
+
+def test_a_misspelt_field_is_refused_while_loading(tmp_path):
+    FocusViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'num_superpixel': expected 'num_superpixels'"):
+        FocusViTConfig.from_pretrained(tmp_path, num_superpixel=36)
 
 
 def test_unknown_keys_are_kept(tmp_path):

@@ -286,6 +286,14 @@ def test_the_command_writes_the_folder_and_says_what_to_feed(checkpoint, tmp_pat
     assert f"wrote {out / 'model.pt2'}" in printed and (out / "model.pt2").is_file()
 
 
+def test_the_command_computes_in_full_what_is_stored_in_half(tiny_model, tmp_path):
+    model = tiny_model(**LABELS).bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    processor_of(model).save_pretrained(tmp_path / "half")
+    arguments = ["--format", "torch-export", "--input", "superpixel_ids", "--batch", "1"]
+    assert main(["export", str(tmp_path / "half"), str(tmp_path / "out"), *arguments]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -83,6 +83,16 @@ def test_a_card_edited_by_hand_is_kept_but_for_the_place_it_names(hub, checkpoin
     assert uploaded.startswith(head) and uploaded.endswith(rest) and 'name = "me/mine"' in uploaded
 
 
+def test_a_copy_of_a_name_on_the_hub_keeps_its_card_and_log(hub, checkpoint):
+    card = "---\nlicense: mit\n---\n# Mine\n\n## Use\n\nold\n\n## Limits\n\nSees no dogs.\n"
+    (checkpoint / "README.md").write_text(card)
+    push_to_hub(checkpoint, "me/mine")
+    push_to_hub("me/mine", "me/copy")
+    mine, copy = (hub.files[name] for name in ("me/mine", "me/copy"))
+    assert b"license: mit" in copy["README.md"] and b"Sees no dogs." in copy["README.md"]
+    assert json.loads(copy["training_log.json"]) == json.loads(mine["training_log.json"])
+
+
 def test_a_repository_without_owner_and_a_branch(hub, saved):
     pushed = push_to_hub(saved, "mine", revision="v1")
     assert pushed.url == f"{hub.url}/me/mine"

@@ -134,6 +134,7 @@ def test_padding_is_refused(processor):
         {"superpixel_compactness": 0},
         {"superpixel_compactness": float("nan")},
         {"superpixel_compactness": "10"},
+        {"superpixel_compactness": 1e200},
         {"superpixel_iterations": 0},
         {"superpixel_iterations": True},
         {"superpixel_cell_size": 3},
@@ -152,6 +153,41 @@ def test_bad_options_are_refused_at_construction(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         FocusViTImageProcessor(**options)
+
+
+def test_a_misspelt_option_is_refused(tmp_path):
+    message = "'num_superpixel': expected 'num_superpixels'"
+    with pytest.raises(ValueError, match=message):
+        FocusViTImageProcessor(num_superpixel=36)
+    FocusViTImageProcessor(num_superpixels=36).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        FocusViTImageProcessor.from_pretrained(tmp_path, num_superpixel=16)
+    assert FocusViTImageProcessor.from_pretrained(tmp_path, num_superpixels=16).num_superpixels == 16
+
+
+@pytest.mark.parametrize("mirrored", ["bgr", "upside_down", "left_right", "turned"])
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_mirrored_views_are_pictures(processor, mirrored, do_resize):
+    picture = np.asarray(noise(16, 16))
+    view = {
+        "bgr": picture[..., ::-1],
+        "upside_down": picture[::-1],
+        "left_right": picture[:, ::-1],
+        "turned": np.rot90(picture),
+    }[mirrored]
+    found, expected = (processor(array, return_tensors="pt", do_resize=do_resize) for array in (view, view.copy()))
+    assert torch.equal(found.pixel_values, expected.pixel_values)
+    assert torch.equal(found.superpixel_ids, expected.superpixel_ids)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_transparent_floats_are_what_transparent_integers_are(processor, white):
+    levels = np.dstack([np.asarray(noise(16, 16)), np.full((16, 16), 255, np.uint8)])
+    levels[:8, :, 3] = 0
+    options = {"return_tensors": "pt", "do_resize": False}
+    expected = processor(levels, **options).pixel_values
+    found = processor(levels.astype(np.float32) * (white / 255), do_rescale=white == 255, **options).pixel_values
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_a_bad_rescale_factor_is_refused(processor):
@@ -271,6 +307,9 @@ def test_grey_models_get_grey_pictures():
             ["superpixel_compactness: expected 10.0, got 1.0", "superpixel_iterations", "superpixel_method"],
         ),
         ({"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}, ["image_mean", "image_std"]),
+        ({"do_normalize": False}, ["do_normalize: expected True, got False"]),
+        ({"do_rescale": False}, ["do_rescale: expected True, got False"]),
+        ({"rescale_factor": 1 / 127.5}, ["rescale_factor: expected 1/255 = 0.00392157, got 0.00784314"]),
     ],
 )
 def test_each_disagreeing_field_is_named(overrides, disagreeing):
@@ -286,6 +325,11 @@ def test_each_disagreeing_field_is_named(overrides, disagreeing):
 def test_equal_options_in_other_forms_match():
     config = FocusViTConfig(superpixel_cell_size=4, num_superpixels=(7, 7))
     FocusViTImageProcessor(num_superpixels=[7, 7], image_mean=0.5, image_std=0.5).validate_against_config(config)
+
+
+def test_one_mean_stands_for_that_of_every_channel():
+    config = FocusViTConfig(num_channels=1)
+    FocusViTImageProcessor.from_model_config(config, image_mean=0.5, image_std=0.5).validate_against_config(config)
 
 
 def test_half_precision_leaves_ids_whole(processor):

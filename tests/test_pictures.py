@@ -17,6 +17,7 @@ from focusvit_hf.pictures import (
     from_array,
     from_pil,
     naming_picture,
+    over_white,
     resize,
     resized_size,
     to_8_bit,
@@ -175,6 +176,19 @@ def test_bad_arrays_are_refused(bad, message):
 def test_bad_values_of_pil_pictures_are_refused(value):
     with pytest.raises(ValueError, match="expected"):
         from_pil(Image.fromarray(np.full((2, 2), value, np.float32)), do_convert_rgb=True)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_transparent_floats_are_laid_over_white(white):
+    colours = np.array([[0, 10, 255], [40, 0, 255], [0, 0, 255], [255, 102, 0]], np.uint8)[:, None]
+    levels = colours.astype(np.float32) * (white / 255)
+    found = over_white(levels)
+    picture = from_pil(Image.fromarray(np.moveaxis(colours, 0, -1)), True)
+    assert found.dtype == np.float32 and found.shape == (3, 1, 3)
+    assert np.abs(found * (255 / white) - channels_first(picture)).max() <= 1
+    assert np.array_equal(found[:, 0, 0], levels[:3, 0, 0]) and np.array_equal(found[:, 0, 2], [white] * 3)
+    with pytest.raises(ValueError, match=r"expected RGBA values in 0..1 or 0..255, got"):
+        over_white(levels * -1 if white == 1 else levels * 2)
 
 
 def test_to_8_bit_with_a_given_white_does_not_look_at_the_values():

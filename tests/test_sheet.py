@@ -30,6 +30,15 @@ def test_explain_shows_photograph_regions_and_heat(pooling, photograph, tiny_mod
     assert np.ptp(np.asarray(panels[2].image), axis=-1).max() > 50
 
 
+def test_explain_shows_the_photograph_that_the_model_sees(photograph, tiny_model):
+    model = tiny_model()
+    processor = FocusViTImageProcessor.from_model_config(model.config)
+    transparent = photograph.copy()
+    transparent.putalpha(0)
+    panel, *_ = explain(model, processor, transparent, "nothing")
+    assert np.asarray(panel.image).min() == 255
+
+
 def test_explain_draws_over_the_crop_only(photograph, tiny_model):
     model = tiny_model()
     options = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}

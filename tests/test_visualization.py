@@ -13,6 +13,7 @@ from focusvit_hf.visualization import (
     cells_to_pixels,
     covered_box,
     deletion_drop,
+    evaluating,
     heat_map,
     lay_back,
     region_relevance,
@@ -97,6 +98,24 @@ def test_a_head_trains_through_lay_back(mode):
     ids = torch.randint(-1, 5, (2, 3, 4))
     values = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: lay_back(v, ids, (7, 6), Box(-1, 1, 6.5, 5), mode), values)
+
+
+def test_every_module_is_as_it_was_after_evaluating(tiny_model):
+    model = tiny_model().train()
+    model.focusvit.embeddings.eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+
+
+def test_regions_belong_to_who_asked_for_them(tiny_model, pixels):
+    model = tiny_model(patch_pooling="grid")
+    with torch.no_grad():
+        before = model(pixels).logits
+        found = regions(model, pixels[:1])
+        found += 1
+        assert torch.equal(model(pixels).logits, before)
 
 
 def test_gradients_of_lay_back_are_sums_over_a_regions_pixels(ids):

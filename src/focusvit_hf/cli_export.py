@@ -43,6 +43,8 @@ def _batch(text: str) -> int | None:
 def export(arguments: argparse.Namespace) -> None:
     """`focusvit export`: writes the folder and says what to feed."""
     model, image_processor = load_checkpoint(arguments.checkpoint, arguments.num_superpixels)
+    # Half precision is a way to store weights; a graph computes in float32.
+    model.float()
     try:
         folder = export_model(
             model,

@@ -13,6 +13,7 @@ from transformers import pipeline
 from .benchmark import environment
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments, count
+from .errors import joined
 from .files import write_json, write_whole
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification
@@ -114,6 +115,10 @@ def visualize(arguments: argparse.Namespace) -> None:
     names = [f"{path.stem}.png" for path in paths]
     if not as_file and len(set(names)) < len(names):
         raise ValueError(f"expected pictures with different names for a folder, got {[path.name for path in paths]}")
+    targets = {out.resolve()} if as_file else {(out / name).resolve() for name in names}
+    overwritten = sorted(str(path) for path in paths if path.resolve() in targets)
+    if overwritten:
+        raise ValueError(f"expected an --out that is none of the pictures, got {joined(overwritten)}")
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     rows = []

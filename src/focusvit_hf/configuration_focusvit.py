@@ -1,8 +1,7 @@
 """FocusViT model configuration."""
 
-import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
+from .superpixel_options import LARGEST_COMPACTNESS, refuse_misspelt
 from .superpixels import default_cell_size, superpixel_layout
 
 
@@ -43,8 +43,6 @@ _POSITIVE = (*_COUNTS, "superpixel_compactness", "layer_norm_eps")
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 # Keys that every configuration takes though they are no attributes of its class.
 _OTHER_KEYS = ("torch_dtype", "attn_implementation")
-# How near an unknown key must be to a known field to be taken for a misspelling of it.
-_MISSPELT = 0.8
 # What no model comes near: five times the parameters of the largest ViT, a thousand times the size of any part of it.
 LARGEST_SIZE = 2**20
 _MOST_PARAMETERS = 100_000_000_000
@@ -191,25 +189,25 @@ class FocusViTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, but fields given beside the dictionary are checked like those in it."""
+        cls._refuse_misspelt(kwargs)
         own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         given = {name: kwargs.pop(name) for name in own if name in kwargs}
         return super().from_dict({**config_dict, **given}, **kwargs)
 
-    def _refuse_misspelt(self, kwargs: dict) -> None:
-        known = [field.name for field in fields(self)] + ["num_labels"]
-        for key in kwargs:
-            # Attributes that are no fields but that every configuration knows, such as num_labels.
-            if key.startswith("_") or hasattr(type(self), key) or key in (*self.attribute_map, *_OTHER_KEYS):
-                continue
-            near = difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT)
-            if near:
-                raise ValueError(f"Unknown configuration field {key!r}: expected {near[0]!r}?")
+    @classmethod
+    def _refuse_misspelt(cls, kwargs: Mapping[str, Any]) -> None:
+        names = [field.name for field in fields(cls)] + ["num_labels"]
+        # Attributes that are no fields but that every configuration knows, such as num_labels.
+        known = {*cls.attribute_map, *_OTHER_KEYS, *(key for key in kwargs if hasattr(cls, key))}
+        refuse_misspelt(kwargs, names, "configuration field", known)
 
     def _refuse_absurd(self, kwargs: dict) -> None:
         """Before anything as large as a size is built: a configuration may come from anywhere."""
         sizes: dict[str, Any] = {name: getattr(self, name) for name in (*_COUNTS, "num_register_tokens")}
         sizes["image_size"] = self.image_size if isinstance(self.image_size, int) else max(self.image_size, default=0)
         sizes["num_labels"] = kwargs.get("num_labels") or 0
+        if not isinstance(sizes["num_labels"], int):
+            raise ValueError(f"Expected num_labels as a whole number, got {sizes['num_labels']!r}.")
         for name, size in sizes.items():
             if size > LARGEST_SIZE:
                 raise ValueError(f"Expected {name} <= {LARGEST_SIZE}, got {size}.")
@@ -243,6 +241,12 @@ class FocusViTConfig(PreTrainedConfig):
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Expected {name} > 0, got {getattr(self, name)}.")
+        if self.superpixel_compactness > LARGEST_COMPACTNESS:
+            raise ValueError(
+                f"Expected superpixel_compactness <= {LARGEST_COMPACTNESS:g}, got {self.superpixel_compactness}."
+            )
+        if not isinstance(self.num_superpixels, int) and len(self.num_superpixels) != 2:
+            raise ValueError(f"Expected num_superpixels as K or (rows, columns), got {self.num_superpixels}.")
         if self.layer_scale is not None and not 0 < self.layer_scale < math.inf:
             raise ValueError(f"Expected layer_scale > 0 or None, got {self.layer_scale}.")
         if self.num_register_tokens < 0:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .checkpoints import load_checkpoint
 from .configuration_focusvit import FocusViTConfig
@@ -244,16 +244,22 @@ def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
         yield folder
         return
     model, image_processor = load_checkpoint(str(source))
-    log, card = folder / TRAINING_LOG_FILE, folder / CARD_FILE
+    log, card = (_beside(source, name) for name in (TRAINING_LOG_FILE, CARD_FILE))
     with tempfile.TemporaryDirectory() as parent:
         yield save_for_hub(
             model,
             image_processor,
             Path(parent) / "folder",
             location=repo_id,
-            training_log=read_json(log) if log.is_file() else None,
-            card=card.read_text(encoding="utf-8") if card.is_file() else None,
+            training_log=read_json(log) if log else None,
+            card=card.read_text(encoding="utf-8") if card else None,
         )
+
+
+def _beside(source: str | Path, name: str) -> Path | None:
+    """A file beside the weights in a folder or under a name on the Hub, or None where there is no such file."""
+    found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
 
 
 def _has_code(folder: Path) -> bool:

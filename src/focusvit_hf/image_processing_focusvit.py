@@ -26,8 +26,18 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
-from .pictures import channels_first, check_area, decode, flat_pictures, from_array, from_pil, naming_picture, resize
-from .superpixel_options import SHARED_FIELDS, check_options, shared_values, superpixel_count
+from .pictures import (
+    channels_first,
+    check_area,
+    decode,
+    flat_pictures,
+    from_array,
+    from_pil,
+    naming_picture,
+    over_white,
+    resize,
+)
+from .superpixel_options import SHARED_FIELDS, check_options, refuse_misspelt, shared_values, superpixel_count
 from .superpixels import default_cell_size, slic_of_cells, superpixel_layout
 from .superpixels_skimage import skimage_slic_ids
 
@@ -58,6 +68,10 @@ class _Picture(NamedTuple):
     array: np.ndarray  # (channels, height, width), uint8 or float32
     divisor: float  # what rescales the array: rescaled = array / divisor
     white: float  # value of white in the rescaled picture
+
+
+def _known_options() -> set[str]:
+    return {*FocusViTImageProcessorKwargs.__annotations__, *ImagesKwargs.__annotations__}
 
 
 def _per_channel(name: str, values: float | tuple[float, ...] | list[float], channels: int) -> torch.Tensor:
@@ -148,6 +162,7 @@ class FocusViTImageProcessor(PilBackend):
     patch_size = 16
 
     def __init__(self, **kwargs: Unpack[FocusViTImageProcessorKwargs]):
+        refuse_misspelt(kwargs, _OWN_OPTIONS, "option of the image processor", _known_options())
         # Unlike a call's, the library does not look at the types of these.
         own = {name: kwargs[name] for name in _OWN_OPTIONS if kwargs.get(name) is not None}  # type: ignore[literal-required]
         try:
@@ -155,6 +170,12 @@ class FocusViTImageProcessor(PilBackend):
         except StrictDataclassError as error:
             raise ValueError(str(error)) from error
         super().__init__(**kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class, but options given beside the dictionary are checked like those in it."""
+        refuse_misspelt(kwargs, _OWN_OPTIONS, "option of the image processor", _known_options())
+        return super().from_dict(image_processor_dict, **kwargs)
 
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
@@ -235,6 +256,8 @@ class FocusViTImageProcessor(PilBackend):
                 input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
             if ChannelDimension(input_data_format) == ChannelDimension.LAST:
                 array = np.moveaxis(array, -1, 0)
+        if do_convert_rgb and array.shape[0] == 4 and array.dtype == np.float32:
+            return over_white(array)
         if do_convert_rgb:
             return np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.FIRST))
         return array
@@ -407,9 +430,10 @@ class FocusViTImageProcessor(PilBackend):
 
         Raises:
             ValueError: naming each field of [`SHARED_FIELDS`] that disagrees; `superpixel_cell_size=None` counts as
-                the size it stands for. Also when the model takes no superpixels but the processor computes them.
+                the size it stands for. Also when the model takes no superpixels but the processor computes them, and
+                when 8-bit pictures are not rescaled to 0..1 and normalised.
         """
-        expected, got = shared_values(config), shared_values(self)
+        expected, got = (shared_values(owner, config.num_channels) for owner in (config, self))
         problems = [
             f"{name}: expected {expected[name]!r}, got {got[name]!r}"
             for name in SHARED_FIELDS
@@ -417,6 +441,14 @@ class FocusViTImageProcessor(PilBackend):
         ]
         if self.do_superpixels and config.patch_pooling != "superpixel":
             problems.append(f"do_superpixels: expected False for patch_pooling={config.patch_pooling!r}, got True")
+        scaling = {"do_rescale": True, "do_normalize": True}
+        problems += [
+            f"{name}: expected {value}, got {getattr(self, name)}"
+            for name, value in scaling.items()
+            if getattr(self, name) != value
+        ]
+        if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-3):
+            problems.append(f"rescale_factor: expected 1/255 = {1 / 255:.6g}, got {self.rescale_factor:.6g}")
         if problems:
             raise ValueError(f"The image processor does not match the model's configuration. {'; '.join(problems)}.")
 

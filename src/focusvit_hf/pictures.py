@@ -109,6 +109,9 @@ def from_array(image: Any) -> np.ndarray:
             "expected (height, width), (channels, height, width) or (height, width, channels), none of them 0, got "
             f"shape {tuple(array.shape)}"
         )
+    if min(array.strides) < 0:
+        # A mirrored view: torch takes none, and its DLPack ends the process over one.
+        array = np.ascontiguousarray(array)
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -122,6 +125,28 @@ def from_array(image: Any) -> np.ndarray:
         array = array.astype(np.float32)
     _check_finite(array)
     return array
+
+
+def over_white(array: np.ndarray) -> np.ndarray:
+    """
+    A transparent picture in floats laid over white.
+
+    Args:
+        array (`np.ndarray` of shape `(4, height, width)`):
+            RGBA, finite floats in 0..1, or in 0..255 where one is above 1.
+
+    Returns:
+        `np.ndarray` of shape `(3, height, width)`, in the same range.
+
+    Raises:
+        ValueError: on values below 0 or above 255.
+    """
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > _WHITE_8_BIT:
+        raise ValueError(f"expected RGBA values in 0..1 or 0..{_WHITE_8_BIT}, got {low:g}..{high:g}")
+    white = _WHITE_8_BIT if high > 1 else 1
+    opacity = array[3:] / white
+    return array[:3] * opacity + white * (1 - opacity)
 
 
 def to_8_bit(array: np.ndarray, white: float | None = None) -> np.ndarray:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification
+from .pictures import from_pil
 from .visualization import (
     colour_levels,
     covered_box,
@@ -59,7 +60,7 @@ def explain(
     relevance = region_relevance(model, **inputs, target=answer)
     density = relevance_per_area(relevance, ids)[0]
 
-    photograph = _at_panel_size(image.convert("RGB"))
+    photograph = _at_panel_size(from_pil(image, do_convert_rgb=True))
     box = covered_box(image_processor, photograph.height, photograph.width)
     noun = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}[model.config.patch_pooling]
     label = class_name(model, answer)

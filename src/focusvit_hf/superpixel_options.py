@@ -1,11 +1,17 @@
 """Options of superpixels and normalisation: what values they take, and which of them processor and model share."""
 
+import difflib
 import math
+from collections.abc import Container, Iterable
 from typing import Any
 
 from .superpixels import default_cell_size
 
 
+# How near an unknown key must be to a known one to be taken for a misspelling of it.
+_MISSPELT = 0.8
+# Beyond it colours count for nothing, and squares of distances leave the range of floats.
+LARGEST_COMPACTNESS = 1e6
 SUPERPIXEL_METHODS = ("torch", "skimage")
 # What processor and configuration share; a cell size of None counts as the one it stands for.
 SHARED_FIELDS = (
@@ -33,8 +39,8 @@ def check_options(options: dict[str, Any]) -> None:
     if len(pair) != 2 or not all(map(_is_count, pair)):
         raise ValueError(f"Expected num_superpixels as K >= 1 or (rows, columns), each >= 1, got {number!r}.")
     compactness = options["superpixel_compactness"]
-    if not isinstance(compactness, (int, float)) or not 0 < compactness < math.inf:
-        raise ValueError(f"Expected superpixel_compactness > 0, got {compactness!r}.")
+    if not isinstance(compactness, (int, float)) or not 0 < compactness <= LARGEST_COMPACTNESS:
+        raise ValueError(f"Expected superpixel_compactness > 0 and <= {LARGEST_COMPACTNESS:g}, got {compactness!r}.")
     if options["superpixel_method"] not in SUPERPIXEL_METHODS:
         raise ValueError(
             f"Expected superpixel_method to be one of {SUPERPIXEL_METHODS}, got {options['superpixel_method']!r}."
@@ -57,15 +63,34 @@ def superpixel_count(num_superpixels: int | tuple[int, int]) -> int:
     return num_superpixels if isinstance(num_superpixels, int) else math.prod(num_superpixels)
 
 
-def shared_values(owner: Any) -> dict[str, Any]:
-    """The shared fields of a processor or configuration, in one form."""
+def refuse_misspelt(keys: Iterable[str], fields: Iterable[str], what: str, known: Container[str] = ()) -> None:
+    """
+    Raises ValueError for a key that is nearly one of the fields: it would be kept and do nothing.
+
+    Args:
+        keys (iterable of `str`): What was given.
+        fields (iterable of `str`): What could be meant.
+        what (`str`): What the fields are, for the message.
+        known (container of `str`, *optional*): Keys that mean something else, beside those that begin with `_`.
+    """
+    fields = list(fields)
+    for key in keys:
+        if key.startswith("_") or key in fields or key in known:
+            continue
+        near = difflib.get_close_matches(key, fields, n=1, cutoff=_MISSPELT)
+        if near:
+            raise ValueError(f"Unknown {what} {key!r}: expected {near[0]!r}?")
+
+
+def shared_values(owner: Any, num_channels: int) -> dict[str, Any]:
+    """The shared fields of a processor or configuration, in one form; one mean stands for that of every channel."""
     values = {name: getattr(owner, name) for name in SHARED_FIELDS}
     for name, value in values.items():
         if isinstance(value, (list, tuple)):
             values[name] = tuple(value)
     for name in ("image_mean", "image_std"):
         if isinstance(values[name], (int, float)):
-            values[name] = (values[name],) * 3
+            values[name] = (values[name],) * num_channels
     if values["superpixel_cell_size"] is None:
         values["superpixel_cell_size"] = default_cell_size(owner.patch_size)
     return values

@@ -206,7 +206,8 @@ def regions(
     batch, _, height, width = pixel_values.shape
     cells = (height // config.cell_size, width // config.cell_size)
     patches = (height // config.patch_size, width // config.patch_size)
-    return model.focusvit.embeddings.region_ids(cells, patches, pixel_values.device).expand(batch, -1, -1)
+    # A copy: the model keeps the table.
+    return model.focusvit.embeddings.region_ids(cells, patches, pixel_values.device).repeat(batch, 1, 1)
 
 
 @torch.no_grad()
@@ -369,13 +370,14 @@ def _num_regions(model: FocusViTForImageClassification, pixel_values: torch.Tens
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards as it was."""
-    training = model.training
+    """The model in evaluation mode, and afterwards each of its modules as it was."""
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, was_training in training.items():
+            module.training = was_training
 
 
 def _log_probabilities(
