@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import load_fsdp_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import _is_peft_model, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .distillation import Distillation
@@ -32,8 +33,8 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 EMA_FILE = "ema.safetensors"
 STAGING_FOLDER = ".incomplete"
 
-# Learned vectors and tables, which DeiT trains without weight decay: class token, latents, position table.
-NO_DECAY_NAMES = ("cls_token", "latents", "position.table")
+# Learned vectors and tables, which DeiT trains without weight decay: tokens, latents, position table.
+NO_DECAY_NAMES = ("cls_token", "distillation_token", "register_tokens", "latents", "position.table")
 
 
 def soft_cross_entropy(
@@ -176,18 +177,21 @@ class ExponentialMovingAverage(TrainerCallback):
         Continues the average saved in `folder`, for `model`.
 
         Raises:
-            ValueError: If the folder holds none, or one of another model.
+            ValueError: If the folder holds none, a damaged one, or one of another model.
         """
         path = folder / EMA_FILE
         if not path.is_file():
             raise ValueError(f"expected a moving average of the weights in {path}, got no such file; drop --ema_decay")
-        tensors = load_file(path)
         average = AveragedModel(model, use_buffers=True).requires_grad_(False)
-        average.n_averaged.copy_(tensors.pop("n_averaged"))
-        own = average.module.state_dict()
-        if own.keys() != tensors.keys():
-            raise ValueError(f"expected the weights {sorted(own)} in {path}, got {sorted(tensors)}")
-        average.module.load_state_dict(tensors)
+        names = {*average.module.state_dict(), "n_averaged"}
+        try:
+            tensors = load_file(path)
+            if names != tensors.keys():
+                raise ValueError(f"expected the weights {sorted(names)} in {path}, got {sorted(tensors)}")
+            average.n_averaged.copy_(tensors.pop("n_averaged"))
+            average.module.load_state_dict(tensors)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"expected the moving average of this model in {path}, got: {error}") from error
         self.average = average
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -218,8 +222,11 @@ class FocusViTTrainer(Trainer):
 
     Args:
         model (`PreTrainedModel`): Gives logits under that name and gets no labels.
-        args (`TrainingArguments`): Its label smoothing is used in training, not in evaluation.
-        eval_collator (`Callable`, *optional*): Makes the batches of evaluation; by default `data_collator`.
+        args (`TrainingArguments`):
+            Its label smoothing is used in training, not in evaluation. Its `logging_nan_inf_filter` is switched off:
+            a loss that is not finite ends the training with a ValueError.
+        eval_collator (`Callable`, *optional*):
+            Makes the batches of evaluation and prediction; by default `data_collator`.
         ema (`ExponentialMovingAverage`, *optional*):
             Its weights are used for evaluation and prediction, and `save_model` writes them; checkpoints keep both.
         distillation (`Distillation`, *optional*): A teacher's part in the loss of training.
@@ -238,6 +245,8 @@ class FocusViTTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(model, args, **kwargs)
+        # The filter would put the mean of the losses before in the place of one that `log` has to see.
+        self.args.logging_nan_inf_filter = False
         if ema is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("expected no moving average of the weights where they are sharded, got one")
         self.eval_collator = eval_collator
@@ -275,15 +284,13 @@ class FocusViTTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As in the base class, with `eval_collator`, and every picture."""
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        # The base class would also leave out the last pictures of the evaluation.
-        self.args.dataloader_drop_last = False
-        if self.eval_collator is not None:
-            self.data_collator = self.eval_collator
-        try:
+        with self._evaluating():
             return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """As in the base class, with `eval_collator`, and every picture."""
+        with self._evaluating():
+            return super().get_test_dataloader(test_dataset)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in the base class, with the averaged weights where there are any."""
@@ -292,7 +299,9 @@ class FocusViTTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the base class; ValueError for a loss that is not finite, before such weights replace a checkpoint."""
-        require_finite(logs.get("loss", 0.0), self.state.global_step)
+        # The second is the mean of the whole training, logged at its end.
+        for name in ("loss", "train_loss"):
+            require_finite(logs.get(name, 0.0), self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -306,6 +315,9 @@ class FocusViTTrainer(Trainer):
             return
         target = Path(output_dir or super()._get_output_dir(trial=None))
         staging = target / STAGING_FOLDER
+        if self.args.should_save:
+            # What a killed process left. No barrier: a model that is not sharded may be saved by one process alone.
+            shutil.rmtree(staging, ignore_errors=True)
         with self._averaged(), discarded_on_error(staging if self.args.should_save else None):
             super().save_model(str(staging), _internal_call=True)
         if self.args.should_save:
@@ -336,6 +348,18 @@ class FocusViTTrainer(Trainer):
             card = trainer_card(self, model_name, license, tags, finetuned_from, dataset, dataset_tags)
             write_whole(Path(self.args.output_dir or ".") / "README.md", str(card).encode())
 
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        # The base class would also leave out the last pictures.
+        self.args.dataloader_drop_last = False
+        if self.eval_collator is not None:
+            self.data_collator = self.eval_collator
+        try:
+            yield
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         return self.ema.applied(self._plain_model) if self.ema is not None else contextlib.nullcontext()
 
@@ -344,15 +368,19 @@ class FocusViTTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The base class only warns of missing tensors.
         folder = Path(resume_from_checkpoint)
+        weights = folder / SAFE_WEIGHTS_NAME
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             load_fsdp_model(plugin, self.accelerator, model, str(folder))
             return
         try:
-            (model or self._plain_model).load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
-        except (OSError, RuntimeError) as error:
+            if _is_peft_model(self._plain_model) and not weights.exists():
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                # The base class only warns of missing tensors.
+                (model or self._plain_model).load_state_dict(load_file(weights))
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"expected the weights of this model in {folder}, got: {error}") from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -374,6 +402,8 @@ class FocusViTTrainer(Trainer):
         self._pending_push = True
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # The losses that are not logged yet, of all processes.
+        require_finite(float(self.accelerator.reduce(self._tr_loss, reduction="mean")), self.state.global_step)
         run_folder = Path(super()._get_output_dir(trial))
         staging = run_folder / STAGING_FOLDER
         name = f"checkpoint-{self.state.global_step}"
