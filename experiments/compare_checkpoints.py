@@ -1,7 +1,7 @@
 """
 Compares trained checkpoints on a test split, each at its own number of superpixels and at others.
 
-    python experiments/compare_checkpoints.py runs/imagenette-tiny-dense model_cards/focusvit-tiny-imagenette \
+    python experiments/compare_checkpoints.py runs/imagenette-tiny-dense runs/imagenette-tiny-20 \
         --num-superpixels 25 36 64 81 100 --name imagenette-tiny
 
 The first folder is the control. Pictures go the whole way, from their files through the image processor, in float32.
