@@ -4,7 +4,8 @@ What export brings: ONNX Runtime against eager torch, and the accuracy that 8 bi
     python benchmarks/export.py --exports graphs --cifar10 ../shared/data/cifar10 \\
         --out benchmarks/results/export-cpu.json
 
-The graphs stay in the folder `--exports` for a further run, which may measure one part only (`--part`).
+The graphs stay in the folder `--exports` for a further run, which may measure one part only (`--part`), with a record
+of the commit and the versions that made them: others refuse them.
 
 Speed: pictures in uint8 to logits, superpixels counted, in one interleaved run with the same number of threads:
 focusvit-tiny at 224 px (random weights, on which time does not depend) beside the dense ViT-Ti/16 of transformers, and
@@ -18,6 +19,7 @@ import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +28,6 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
@@ -39,6 +40,8 @@ from focusvit_hf.files import read_json, write_json
 BATCH_SIZES = (1, 32)
 NUMBERS = ("float32", "int8")
 TEST_BATCH = 250
+RECORD = "made_with.json"
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 Subject: TypeAlias = nn.Module | onnxruntime.InferenceSession
 
 
@@ -97,6 +100,9 @@ def accuracy(
     model: FocusViTForImageClassification, processor: FocusViTImageProcessor, graphs: dict[str, Path], data: Path
 ) -> dict[str, Any]:
     """By subject: accuracy, how many answers are those of torch in float32, whether the superpixels are the same."""
+    # Only here, since it talks whenever it is imported.
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
     rows = datasets.load_dataset("parquet", data_files=str(data / "test-*.parquet"), split="train")
     classes = np.asarray(rows["label"])
     images = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in rows["image"]])
@@ -138,6 +144,38 @@ def accuracy(
     }
 
 
+def makers() -> dict[str, str | None]:
+    """What the exported graphs depend on."""
+    commit = environment(torch.device("cpu"), torch.float32)["commit"]
+    return {"commit": commit, **{name: version(name) for name in PACKAGES}}
+
+
+def check_exports(exports: Path) -> None:
+    """
+    Records in an empty or a new folder what will make the graphs.
+
+    Raises:
+        ValueError: when there are graphs in the folder already that something else made, or might have.
+    """
+    own, record = makers(), exports / RECORD
+    if not exports.exists() or not any(exports.iterdir()):
+        write_json(record, own)
+        return
+    found = read_json(record) if record.exists() else {}
+    if found != own:
+        differing = {name: found.get(name) for name in own if found.get(name) != own[name]}
+        expected = ", ".join(f"{name} {own[name]}" for name in differing)
+        got = ", ".join(f"{name} {value}" for name, value in differing.items()) if found else "nobody knows what"
+        raise ValueError(
+            f"Expected graphs made with {expected} in {exports}, got some made with {got}; choose an empty folder."
+        )
+    if own["commit"] is None or own["commit"].endswith("-dirty"):
+        raise ValueError(
+            f"Expected a commit without changes to use the graphs in {exports} again, got {own['commit']}; choose an "
+            "empty folder."
+        )
+
+
 def systems(exports: Path) -> dict[str, tuple[Any, Any]]:
     """The models with their processors (None for the dense ViT); graphs that `exports` lacks are written there."""
     torch.manual_seed(0)
@@ -172,7 +210,9 @@ def subjects_of(name: str, model: PreTrainedModel, exports: Path) -> dict[str, S
 def main() -> None:
     """Runs the measurement and writes the JSON; of a JSON that is there the other part stays."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--exports", type=Path, required=True, help="folder for the graphs; those in it are used")
+    parser.add_argument(
+        "--exports", type=Path, required=True, help="folder for the graphs; those in it are used again"
+    )
     parser.add_argument("--cifar10", type=Path, help="folder of the parquet files, for the accuracy")
     parser.add_argument("--part", choices=("speed", "accuracy"), help="by default both")
     parser.add_argument("--repeats", type=int, default=9)
@@ -180,6 +220,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part != "speed" and arguments.cifar10 is None:
         parser.error("expected --cifar10")
+    try:
+        check_exports(arguments.exports)
+    except ValueError as error:
+        parser.error(str(error))
     models = systems(arguments.exports)
     result = read_json(arguments.out) if arguments.out.exists() else {}
     settings = environment(torch.device("cpu"), torch.float32, seed=0)

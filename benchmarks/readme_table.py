@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focusvit_hf.benchmark_report import memory_of, read_result, times_of
+from focusvit_hf.benchmark_report import machine, memory_of, read_result, times_of
 from focusvit_hf.files import read_json, write_whole
 
 
@@ -80,7 +80,7 @@ def provenance(result: Mapping[str, Any]) -> str:
     """With what, and by which command."""
     place, settings = result["environment"], result["settings"]
     return (
-        f"{place['device']}, {place['threads']} threads, {place['dtype']}, torch {place['torch']}, transformers "
+        f"{machine(place)}, {place['threads']} threads, {place['dtype']}, torch {place['torch']}, transformers "
         f"{place['transformers']}, {place['date'][:10]}; medians of {settings['repeats']} interleaved rounds;\n"
         f"`{place['command']}`"
     )

@@ -5,6 +5,7 @@ import torch
 from transformers import LevitConfig, LevitForImageClassification, ViTConfig, ViTForImageClassification
 
 from focusvit_hf.benchmark_cost import StageCost, count_flops, model_costs, stage_costs
+from focusvit_hf.benchmark_subjects import find_subject
 
 
 VIT = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -153,6 +154,30 @@ def test_weights_are_all_but_class_token_and_latents(overrides, tiny_model):
     tokens += model.focusvit.latents.numel() if hasattr(model.focusvit, "latents") else 0
     weights = sum(cost.weight_bytes for cost in stage_costs(model.config, 32))
     assert weights == 4 * (model.num_parameters() - tokens)
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti/16", "ViT-Ti/32"])
+def test_weights_of_the_dense_baseline_are_its_parameters(name):
+    subject = find_subject(name)
+    config = subject.configure(224)
+    with torch.device("meta"):
+        model = subject.model_class(config)
+    assert sum(cost.weight_bytes for cost in stage_costs(config, 224)) == 4 * model.num_parameters()
+
+
+def test_a_field_of_focusvits_means_nothing_in_a_vit():
+    config = ViTConfig(**VIT, intermediate_size=48, num_labels=5)
+    stages = stage_costs(config, 32)
+    config.classifier_pooling = "cls_patch_mean"
+    assert stage_costs(config, 32) == stages
+
+
+def test_superpixels_of_scikit_image_are_not_charged_as_those_of_torch(tiny_model):
+    """The map is given: what remains are the products of all other stages."""
+    costs = model_costs(tiny_model(superpixel_method="skimage"), 32)
+    ours = model_costs(tiny_model(), 32)
+    assert costs["stages"] == [stage for stage in ours["stages"] if stage["stage"] != "superpixels"]
+    assert costs["flops"] == sum(stage["matmul_flops"] for stage in costs["stages"]) < ours["flops"]
 
 
 def test_counting_leaves_the_model_trainable(tiny_model):

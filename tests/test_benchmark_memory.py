@@ -46,6 +46,25 @@ def test_holes_that_the_allocator_keeps_do_not_count(monkeypatch):
     assert os.environ[benchmark_memory._THRESHOLD] == "123"
 
 
+def has_compiled(mib):
+    """What a process prepares with 120 MiB that it gives back."""
+    torch.ones(120 * FLOATS_PER_MIB).sum()
+    return takes(mib)
+
+
+@pytest.mark.skipif(not benchmark_memory._CLEAR_REFS.exists(), reason="only Linux resets the largest resident set")
+def test_what_preparing_took_for_a_while_can_be_forgotten():
+    assert peak_memory(has_compiled, 40, device=CPU, forget=True) == pytest.approx(40, abs=8)
+    assert peak_memory(has_compiled, 40, device=CPU) < 8
+
+
+@pytest.mark.skipif(not benchmark_memory._STATUS.exists(), reason="only Linux tells the largest resident set")
+def test_nothing_is_made_up_where_nothing_can_be_forgotten(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark_memory, "_CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+    assert benchmark_memory._growth(1, True, takes, 1) is None
+    assert benchmark_memory._growth(1, False, takes, 1) is not None
+
+
 def test_a_process_that_is_killed_is_an_error_of_memory(monkeypatch):
     class Killed:
         def __init__(self, *args):

@@ -53,8 +53,8 @@ def test_controls_have_no_superpixels_to_time(pooling, tiny_model):
 def test_time_split_of_two_systems_is_milliseconds_a_picture(systems, monkeypatch):
     seconds = {}
 
-    def fixed(subjects, repeats, warmup):
-        assert (repeats, warmup) == (4, 1)
+    def fixed(subjects, repeats, warmup, device):
+        assert (repeats, warmup, device) == (4, 1, torch.device("cpu"))
         seconds.update({name: [0.02 * (1 + number)] * repeats for number, name in enumerate(subjects)})
         return seconds
 
@@ -105,7 +105,6 @@ def test_the_method_as_published_is_timed_with_its_own_superpixels(tiny_model):
     assert torch.equal(subjects["superpixels"](), inputs["superpixel_ids"])
     with torch.no_grad():
         expected = model(**inputs).logits
-        assert not torch.equal(model(inputs["pixel_values"]).logits, expected)
     assert torch.equal(subjects["pixels_to_logits"](), expected) and torch.equal(subjects["model"](), expected)
 
 

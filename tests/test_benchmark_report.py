@@ -93,6 +93,29 @@ def test_comparison_gives_new_over_old_and_says_what_differs(result):
     assert len(table) == len(result["rows"]) + len(old["memory"])
 
 
+def test_comparison_names_other_processors_and_settings(result):
+    old = copy.deepcopy(result)
+    result["environment"] |= {"processor": "AMD EPYC", "cpu_capability": "AVX2"}
+    result["settings"] |= {"compiled": True, "image_processors": ["FocusViTImageProcessor"]}
+    old["environment"]["processor"] = "Intel Xeon"
+    old["settings"]["baseline"] = "focusvit-tiny-full"
+    assert [line for line in compare(result, old).splitlines() if line.startswith("differs")] == [
+        "differs: processor: AMD EPYC / Intel Xeon",
+        "differs: cpu_capability: AVX2 / not known",
+        "differs: baseline: ViT-Ti/16 / focusvit-tiny-full",
+        "differs: compiled: True / False",
+        "differs: image_processors: FocusViTImageProcessor / not known",
+    ]
+    assert "differs" not in compare(old, old) and "differs" not in compare(result, result)
+
+
+def test_report_names_the_processor_where_it_is_known(result):
+    result["environment"] |= {"processor": "AMD EPYC", "cpu_capability": "AVX2"}
+    assert report(result).splitlines()[0] == "cpu (AMD EPYC, AVX2), 2 threads, float32"
+    result["environment"]["device"] = "cuda (NVIDIA H200)"
+    assert report(result).splitlines()[0] == "cuda (NVIDIA H200), 2 threads, float32"
+
+
 def test_reading_refuses_what_is_no_benchmark(result, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))

@@ -24,7 +24,8 @@ def no_processes(monkeypatch):
     """Memory of processes of their own has a test of its own."""
     asked = []
 
-    def fixed(prepare, plan, setting, subject, device):
+    def fixed(prepare, plan, setting, subject, device, forget):
+        assert not forget
         prepare(plan, setting, subject)()
         asked.append((subject.name, setting))
         return 10.0 if subject.name == "control" else 5.0
@@ -66,6 +67,7 @@ def test_every_subject_setting_and_part_has_a_row(subjects, no_processes):
     assert costs == [("tiny", 32), ("control", 32), ("tiny", 64), ("control", 64)]
     assert result["settings"]["baseline"] == "control" and result["settings"]["subjects"] == ["tiny", "control"]
     assert result["environment"]["dtype"] == "float32" and result["environment"]["seed"] == 0
+    assert result["settings"]["image_processors"] == ["FocusViTImageProcessor"]
 
 
 def test_models_are_the_same_in_every_run_and_leave_no_trace(subjects, no_processes):
@@ -100,6 +102,80 @@ def test_what_cannot_run_is_recorded_and_the_rest_goes_on(error, subjects, monke
     ]
     assert {row["subject"] for row in result["rows"]} == {"tiny"} and not result["memory"]
     assert all(row["times_faster"] is None for row in result["rows"])
+
+
+def test_what_fails_while_it_is_timed_is_recorded_and_the_rest_goes_on(subjects, no_processes, monkeypatch):
+    real, runs = benchmark_run._parts, []
+
+    def parts(plan, setting, model, image_processor, batch):
+        def whole_path():
+            runs.append(setting)
+            if len(runs) == 3:
+                raise torch.OutOfMemoryError("no memory left")
+
+        found = real(plan, setting, model, image_processor, batch)
+        return found if model.config.patch_pooling == "superpixel" else {**found, "whole_path": whole_path}
+
+    monkeypatch.setattr(benchmark_run, "_parts", parts)
+    settings = [Setting("inference", 32, 1), Setting("inference", 64, 1)]
+    plan = Plan(subjects, settings, "control", ["whole_path", "decode"], repeats=3, warmup=1)
+    result = measure(plan, sample_pictures())
+    where = {"subject": "control", "mode": "inference", "resolution": 32, "batch_size": 1}
+    assert result["failures"] == [{**where, "what": "time", "error": "no memory left"}]
+    rows = [(row["resolution"], row["subject"], row["part"]) for row in result["rows"]]
+    assert rows == [
+        *((32, "tiny", part) for part in ("decode", "whole_path")),
+        *((64, subject, part) for subject in ("tiny", "control") for part in ("decode", "whole_path")),
+    ]
+    assert [row["times_faster"] is None for row in result["rows"]] == [True] * 2 + [False] * 4
+
+
+def test_an_error_of_the_program_still_ends_the_run(subjects, monkeypatch):
+    def fails(subjects, *args, failed, **options):
+        failed(next(iter(subjects)), TypeError("a bug"))
+
+    monkeypatch.setattr(benchmark_run, "interleaved", fails)
+    plan = Plan(subjects, [Setting("inference", 32, 1)], "tiny", ["decode"], repeats=1, warmup=1)
+    with pytest.raises(TypeError, match="a bug"):
+        measure(plan, sample_pictures())
+
+
+def test_the_device_of_the_plan_is_waited_for(subjects, monkeypatch):
+    seen = []
+
+    def fixed(subjects, *args, device, **options):
+        seen.append(device)
+        return {name: [1.0] for name in subjects}
+
+    monkeypatch.setattr(benchmark_run, "interleaved", fixed)
+    measure(Plan(subjects, [Setting("inference", 32, 1)], "tiny", ["decode"], repeats=1, warmup=1), sample_pictures())
+    assert seen == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_memory_of_a_compiled_model_is_that_of_a_later_call(mode, subjects, monkeypatch):
+    events, models = [], []
+    real = benchmark_run._model_call
+
+    def prepared(plan, setting, model, image_processor):
+        models.append(model)
+        call = real(plan, setting, model, image_processor)
+        return lambda: events.append("call") or call()
+
+    def peak(prepare, *arguments, device, forget):
+        call = prepare(*arguments)
+        events.append(f"forget={forget}")
+        # As at the first step.
+        assert mode == "inference" or all(parameter.grad is not None for parameter in models[0].parameters())
+        call()
+        return 10.0
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(benchmark_run, "_model_call", prepared)
+    monkeypatch.setattr(benchmark_run, "peak_memory", peak)
+    plan, failures = Plan(subjects[:1], [Setting(mode, 32, 2)], "tiny", compiled=True), []
+    assert benchmark_run._memory(plan, plan.settings[0], failures)[0]["peak_memory_mib"] == 10 and not failures
+    assert events == ["call", "forget=True", "call"]
 
 
 def test_memory_can_be_left_out(subjects, no_processes):

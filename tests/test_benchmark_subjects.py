@@ -6,6 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    ConvNextImageProcessorPil,
+    LevitImageProcessorPil,
+    MobileNetV2ImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
 from focusvit_hf import FocusViTConfig, FocusViTImageProcessor
 from focusvit_hf.benchmark_subjects import (
@@ -26,13 +32,39 @@ MILLIONS = {"ViT-Ti/16": 5.7, "LeViT-128S": 7.4, "MobileNetV2": 3.5, "ConvNeXtV2
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_peers_take_what_their_own_processor_makes(name):
+def test_peers_take_what_their_processor_makes(name):
     subject = pickle.loads(pickle.dumps(find_subject(name)))
     model, processor = subject.build(64)
+    assert isinstance(processor, FocusViTImageProcessor) and not processor.do_superpixels
     inputs = processor([Image.open(io.BytesIO(file)) for file in sample_pictures()[:2]], return_tensors="pt")
     assert list(inputs) == ["pixel_values"] and inputs["pixel_values"].shape == (2, 3, 64, 64)
     with torch.no_grad():
         assert model.eval()(**inputs).logits.shape == (2, 1000)
+
+
+@pytest.mark.parametrize("resolution", [224, 448])
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_see_what_their_processor_in_transformers_makes(name, resolution):
+    square = {"height": resolution, "width": resolution}
+    edge = round(resolution * 256 / 224)
+    theirs = {
+        "ViT-Ti/16": lambda: ViTImageProcessorPil(size=square),
+        "ViT-Ti/32": lambda: ViTImageProcessorPil(size=square),
+        "LeViT-128S": lambda: LevitImageProcessorPil(size={"shortest_edge": resolution}, crop_size=square),
+        "MobileNetV2": lambda: MobileNetV2ImageProcessorPil(size={"shortest_edge": edge}, crop_size=square),
+        "ConvNeXtV2-atto": lambda: ConvNextImageProcessorPil(size={"shortest_edge": resolution}),
+        "ResNet-18": lambda: ConvNextImageProcessorPil(size={"shortest_edge": resolution}),
+    }[name]()
+    subject = find_subject(name)
+    ours = subject.process(subject.configure(resolution), resolution)
+    pictures = [Image.open(io.BytesIO(file)) for file in sample_pictures()[:2]]
+    # The other edge is the shortest.
+    pictures[1] = pictures[1].transpose(Image.Transpose.ROTATE_90).resize((750, 1000))
+    found, expected = (processor(pictures, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
+    std = torch.tensor(theirs.image_std)[:, None, None]
+    # Within a grey level or two of 255.
+    torch.testing.assert_close(found * std, expected * std, rtol=0, atol=2.01 / 255)
+    assert ((found - expected) * std).abs().mean() < 0.05 / 255
 
 
 @pytest.mark.parametrize("name", MILLIONS)

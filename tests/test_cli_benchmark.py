@@ -1,4 +1,5 @@
 import argparse
+import io
 import json
 import os
 
@@ -60,7 +61,7 @@ def never_measured(monkeypatch):
 
 
 def test_a_tiny_model_from_the_command_to_the_plots(preset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_run, "peak_memory", lambda *args, device: 5.0)
+    monkeypatch.setattr(benchmark_run, "peak_memory", lambda *args, **options: 5.0)
     out, plots = tmp_path / "results" / "new.json", tmp_path / "plots"
     options = ["--resolutions", "32,64:2", "--batch-sizes", 1, "--mode", "both", "--repeats", 1, "--warmup", 1]
     given = ["--subjects", preset, "--baseline", preset, *options]
@@ -219,3 +220,21 @@ def test_tables_are_printed_even_if_the_disk_is_full_at_the_end(measured, tmp_pa
     assert run("--out", tmp_path / "out.json") == 2
     captured = capsys.readouterr()
     assert "inference, 224 px, batch 32" in captured.out and "No space left" in captured.err
+
+
+def test_what_is_written_is_told_even_if_it_cannot_be_drawn(measured, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cli_benchmark, "draw_plots", full)
+    assert run("--out", tmp_path / "out.json", "--plots", tmp_path) == 2
+    assert f"\n\nwrote {tmp_path / 'out.json'}\n" in capsys.readouterr().out
+
+
+def test_a_result_is_written_and_drawn_even_if_it_cannot_be_printed(measured, tmp_path, capsys, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert run("--out", tmp_path / "out.json", "--plots", tmp_path) == 2
+    assert "charmap" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text()) == benchmark_result(focusvit_tiny_full=2.0)
+    assert sorted(os.listdir(tmp_path)) == ["memory.png", "out.json", "throughput.png", "time_split.png"]

@@ -70,6 +70,12 @@ def test_the_command_that_measured_is_named(script):
     assert script.measured(benchmark_result()).endswith("`focusvit benchmark --repeats 9`")
 
 
+def test_the_processor_is_named_where_it_is_known(script):
+    result = benchmark_result()
+    result["environment"] |= {"processor": "AMD EPYC", "cpu_capability": "AVX2"}
+    assert script.provenance(result).startswith("cpu (AMD EPYC, AVX2), 2 threads, float32, torch")
+
+
 @pytest.mark.parametrize("text", ["nothing", "<!-- begin: a -->\n1\n<!-- end: a -->\n" * 2], ids=["absent", "twice"])
 def test_a_block_has_to_be_there_once(text, script):
     with pytest.raises(ValueError, match="expected one block"):

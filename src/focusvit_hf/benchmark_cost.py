@@ -75,11 +75,17 @@ def model_costs(model: PreTrainedModel, resolution: int) -> dict[str, Any]:
     Returns:
         `dict`: `parameters`; `flops`, counted by [`~torch.utils.flop_counter.FlopCounterMode`], which sees matrix
         products, convolutions and attention only; `stages`, the [`stage_costs`] where the model has them, else None.
+        Neither holds anything of scikit-image's superpixels, whose cost nobody counts.
     """
     stages = stage_costs(model.config, resolution)
+    given = {}
+    if _takes_superpixels(model.config) and model.config.superpixel_method != "torch":
+        # Any map will do; the model computes none by this method.
+        cells = resolution // model.config.cell_size
+        given["superpixel_ids"] = torch.zeros(1, cells, cells, dtype=torch.long, device=model.device)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "flops": count_flops(model, torch.zeros(1, model.config.num_channels, resolution, resolution)),
+        "flops": count_flops(model, torch.zeros(1, model.config.num_channels, resolution, resolution), **given),
         "stages": None if stages is None else [asdict(stage) for stage in stages],
     }
 
@@ -117,9 +123,10 @@ def stage_costs(config: Any, resolution: int) -> list[StageCost] | None:
         resolution (`int`): Side of the picture in pixels.
 
     Returns:
-        List of [`StageCost`]: `superpixels` (from normalised pixels), `embedding`, `pooling` (geometry, mean and
-        maximum as sums over each region's cells, projection, position), `attention` and `mlp` of all layers with their
-        norms, `head`. `None` for other models, and for what only converted ones have.
+        List of [`StageCost`]: `superpixels` (torch's, from normalised pixels; left out for scikit-image's),
+        `embedding`, `pooling` (geometry, mean and maximum as sums over each region's cells, projection, position),
+        `attention` and `mlp` of all layers with their norms, `head`. `None` for other models, and for what only
+        converted ones have.
     """
     if not isinstance(config, (FocusViTConfig, ViTConfig)):
         return None
@@ -133,11 +140,16 @@ def stage_costs(config: Any, resolution: int) -> list[StageCost] | None:
         layers = ["full_attention"] * config.num_hidden_layers
         return [_patches(config, resolution) + positions, *_encoder(config, layers, patches, 0)]
     tokens = patches if config.patch_pooling == "none" else config.superpixel_count
-    stages = [_superpixels(config, resolution)] if config.patch_pooling == "superpixel" else []
+    is_counted = _takes_superpixels(config) and config.superpixel_method == "torch"
+    stages = [_superpixels(config, resolution)] if is_counted else []
     uses_cells = config.embedding_type == "conv"
     stages.append(_cells(config, resolution) if uses_cells else _patches(config, resolution))
     stages.append(_pooling(config, resolution, tokens))
     return stages + _encoder(config, config.layer_types or [], tokens, config.num_latents)
+
+
+def _takes_superpixels(config: Any) -> bool:
+    return isinstance(config, FocusViTConfig) and config.patch_pooling == "superpixel"
 
 
 def _patch_count(config: Any, resolution: int) -> int:
@@ -248,7 +260,7 @@ def _encoder(config: Any, layer_types: Sequence[str], tokens: int, latents: int)
 def _head(config: Any, stream: int, weighed: int) -> StageCost:
     """Norm of `stream` states and classifier; the mean beside the class token is weighed over so many of them."""
     width = config.hidden_size
-    has_mean = getattr(config, "classifier_pooling", "cls") == "cls_patch_mean"
+    has_mean = isinstance(config, FocusViTConfig) and config.classifier_pooling == "cls_patch_mean"
     read = 2 * width if has_mean else width
     cost = StageCost(
         "head",

@@ -1,5 +1,6 @@
 """Peak memory of a forward pass or a training step: of the allocator on a GPU, of a process of its own on a CPU."""
 
+import gc
 import multiprocessing
 import os
 import re
@@ -15,11 +16,14 @@ from torch import nn
 
 
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 _MIB = 2**20
 _THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 
 
-def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any, device: torch.device) -> float | None:
+def peak_memory(
+    prepare: Callable[..., Callable[[], Any]], *arguments: Any, device: torch.device, forget: bool = False
+) -> float | None:
     """
     MiB by which one call raises the memory in use: what is there before does not count.
 
@@ -28,9 +32,12 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any, devi
     Args:
         prepare (callable): Builds, from `arguments`, what is to be called. For a CPU both can be pickled.
         device (`torch.device`): Where it computes.
+        forget (`bool`, *optional*, defaults to `False`):
+            On a CPU, whether to lower the process's high-water mark to what is in use before the call. A compiler that
+            `prepare` ran has raised it above what the call will take.
 
     Returns:
-        `float`, or `None` where neither CUDA nor `/proc` can tell.
+        `float`, or `None` where neither CUDA nor `/proc` can tell, or cannot forget.
 
     Raises:
         RuntimeError: when there is too little memory.
@@ -48,7 +55,7 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *arguments: Any, devi
     # Not forked: a library's threads would not be there, and whoever waits for them waits for ever.
     with _blocks_given_back(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
         try:
-            return processes.submit(_growth, torch.get_num_threads(), prepare, *arguments).result()
+            return processes.submit(_growth, torch.get_num_threads(), forget, prepare, *arguments).result()
         except BrokenProcessPool as error:
             raise RuntimeError("the process that measures memory was killed, probably for too little of it") from error
 
@@ -70,10 +77,12 @@ def _blocks_given_back() -> Iterator[None]:
             os.environ[_THRESHOLD] = before
 
 
-def _growth(threads: int, prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+def _growth(threads: int, forget: bool, prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float | None:
     torch.set_num_threads(threads)
     call = prepare(*arguments)
     _wake_libraries()
+    if forget and not _forget_peak():
+        return None
     before = _peak_resident_mib()
     call()
     return _peak_resident_mib() - before
@@ -83,6 +92,17 @@ def _wake_libraries() -> None:
     """Thread pools and kernel libraries take memory once, whatever they are used for."""
     net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
     net(torch.zeros(2, 3, 32, 32)).sum().backward()
+
+
+def _forget_peak() -> bool:
+    """Lowers the largest resident set so far to the present one; whether that could be done."""
+    gc.collect()
+    try:
+        # See proc_pid_clear_refs(5).
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _peak_resident_mib() -> float:

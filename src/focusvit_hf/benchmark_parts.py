@@ -93,7 +93,7 @@ def time_split(
     Where the time of a picture goes, for several systems in the same run.
 
     Args:
-        systems (mapping from `str` to pairs of model and image processor): What to compare.
+        systems (mapping from `str` to pairs of model and image processor): What to compare, all on one device.
         pictures (sequence of `PIL.Image.Image` or `bytes`): One batch, the same for all.
         repeats (`int`, *optional*, defaults to 7), warmup (`int`, *optional*, defaults to 2): See [`interleaved`].
 
@@ -105,8 +105,9 @@ def time_split(
         for system, (model, image_processor) in systems.items()
         for part, subject in split_subjects(model, image_processor, pictures).items()
     }
+    device = next((model.device for model, _ in systems.values()), None)
     result: dict[str, dict[str, dict[str, float]]] = {system: {} for system in systems}
-    for (system, part), seconds in interleaved(subjects, repeats, warmup).items():
+    for (system, part), seconds in interleaved(subjects, repeats, warmup, device=device).items():
         result[system][part] = summary(seconds, len(pictures))
     return result
 
@@ -136,8 +137,7 @@ def training_step(
     forward = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     # The optimiser's state and gradients are there from the first step on, as in the middle of a training.
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    zero_gradients(model)
     optimizer.step()
     labels = torch.arange(len(pixel_values), device=model.device) % (model.config.num_labels or 1)
     superpixels = (
@@ -153,6 +153,12 @@ def training_step(
         optimizer.zero_grad()
 
     return step
+
+
+def zero_gradients(model: PreTrainedModel) -> None:
+    """Gives every parameter a gradient of zeros."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def _open(pictures: Sequence[Image.Image | bytes]) -> list[Image.Image]:

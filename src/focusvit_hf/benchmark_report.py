@@ -19,6 +19,9 @@ PART_NAMES = {
 }
 # Ratios of the others would compare the same work, or have nothing to compare with.
 COMPARED_PARTS = ("pixels_to_logits", "whole_path", "training_step")
+# What makes two results hard to compare where it differs; earlier results lack some of it.
+_COMPARED_ENVIRONMENT = ("device", "processor", "cpu_capability", "threads", "dtype", "torch", "transformers")
+_COMPARED_SETTINGS = ("baseline", "compiled", "image_processors")
 LISTS = ("rows", "memory", "costs", "failures")
 _Key = tuple[str, int, int]
 
@@ -60,12 +63,18 @@ def _of_setting(rows: Sequence[dict[str, Any]], setting: _Key) -> Iterator[dict[
     return (row for row in rows if (row["mode"], row["resolution"], row["batch_size"]) == setting)
 
 
+def machine(place: Mapping[str, Any]) -> str:
+    """The device of an `environment`; of a CPU, where they are known, its model and the instructions torch uses."""
+    known = [place[name] for name in ("processor", "cpu_capability") if place.get(name)]
+    return f"cpu ({', '.join(known)})" if known and place["device"].startswith("cpu") else place["device"]
+
+
 def report(result: Mapping[str, Any]) -> str:
     """Tables of milliseconds a picture, times faster than the baseline and memory; then costs; then failures."""
     settings, place = result["settings"], result["environment"]
     compiled = ", compiled" if settings["compiled"] else ""
     lines = [
-        f"{place['device']}, {place['threads']} threads, {place['dtype']}{compiled}",
+        f"{machine(place)}, {place['threads']} threads, {place['dtype']}{compiled}",
         f"torch {place['torch']}, transformers {place['transformers']}, {place['date']}",
         f"milliseconds a picture, medians of {settings['repeats']} (times faster than {settings['baseline']}); "
         "peak memory of a batch (share)",
@@ -128,12 +137,17 @@ def _cost_table(result: Mapping[str, Any]) -> list[str]:
 
 
 def compare(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
-    """Ratios new / old of medians and of memory, row by row; below 1 is an improvement. Rows of one run are named."""
+    """
+    Ratios new / old of medians and of memory, row by row; below 1 is an improvement. Rows of one run are named, and
+    so is what differs between the runs.
+    """
     keys = ("subject", "mode", "resolution", "batch_size")
     lines = [f"new / old (below 1 is better); old: {old['environment']['commit']}, {old['environment']['date']}"]
-    for name in ("device", "threads", "dtype", "torch", "transformers"):
-        if new["environment"][name] != old["environment"][name]:
-            lines.append(f"differs: {name}: {new['environment'][name]} / {old['environment'][name]}")
+    for place, names in (("environment", _COMPARED_ENVIRONMENT), ("settings", _COMPARED_SETTINGS)):
+        for name in names:
+            values = [_shown(run[place].get(name)) for run in (new, old)]
+            if values[0] != values[1]:
+                lines.append(f"differs: {name}: {' / '.join(values)}")
     table = []
     for records, value, part_of in (
         ("rows", "median_ms", lambda row: row["part"]),
@@ -153,6 +167,12 @@ def compare(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
             else:
                 table.append([*row, "–", "only new" if key in runs[0] else "only old"])
     return "\n".join([*lines, *aligned(table)])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not known"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .benchmark import environment, interleaved, summary
 from .benchmark_cost import model_costs
 from .benchmark_memory import peak_memory
-from .benchmark_parts import PARTS, forward_pass, split_subjects, training_step
+from .benchmark_parts import PARTS, forward_pass, split_subjects, training_step, zero_gradients
 from .benchmark_subjects import Subject, batch_of
 
 
@@ -101,9 +102,10 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
           weights, gradients and the optimiser's state (see [`peak_memory`]), and its `share` of the baseline's. Not
           for a batch of one, whose few activations are lost in what libraries take.
         - `costs`: see [`model_costs`].
-        - `failures`: `what` could not be measured, and the `error`.
+        - `failures`: `what` could not be measured, and the `error`. What fails while it is timed has no rows of that
+          setting.
 
-        Beside them `settings` and `environment`.
+        Beside them `settings`, with the classes of the `image_processors` that were used, and `environment`.
     """
     result: dict[str, Any] = {
         "environment": environment(plan.device, plan.dtype, SEED),
@@ -111,6 +113,7 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
             "subjects": [subject.name for subject in plan.subjects],
             "baseline": plan.baseline,
             "pictures": len(pictures),
+            "image_processors": [],
             "compiled": plan.compiled,
             "repeats": plan.repeats,
             "warmup": plan.warmup,
@@ -126,7 +129,8 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
             bar.set_description_str(str(setting))
             batch = batch_of(pictures, setting.batch_size)
             calls = _calls(plan, setting, batch, result)
-            seconds = interleaved(calls, plan.repeats, plan.warmup - 1, bar.update)
+            failed = partial(_drop, calls, result["failures"], setting)
+            seconds = interleaved(calls, plan.repeats, plan.warmup - 1, bar.update, device=plan.device, failed=failed)
             # These models would be in the way of the next ones.
             calls.clear()
             result["rows"] += _rows(plan, setting, seconds)
@@ -138,15 +142,19 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
 
 
 def _calls(plan: Plan, setting: Setting, batch: list[bytes], result: dict[str, Any]) -> Calls:
-    """What to time, by subject and part. Each has run once. Adds to the result's `costs` and `failures`."""
+    """What to time, by subject and part. Each has run once. Adds to the result's settings, `costs` and `failures`."""
     if plan.compiled:
         # Shapes of earlier settings would count towards the limit of recompilations.
         torch.compiler.reset()
     known = {(cost["subject"], cost["resolution"]) for cost in result["costs"]}
+    used = result["settings"]["image_processors"]
     calls: Calls = {}
     for subject in plan.subjects:
-        with _recorded(result["failures"], "time", subject, setting):
+        with _recorded(result["failures"], "time", subject.name, setting):
             model, image_processor = _build(plan, setting, subject)
+            kind = type(image_processor).__name__
+            if kind not in used:
+                used.append(kind)
             if (subject.name, setting.resolution) not in known:
                 cost = model_costs(model, setting.resolution)
                 result["costs"].append({"subject": subject.name, "resolution": setting.resolution, **cost})
@@ -155,6 +163,18 @@ def _calls(plan: Plan, setting: Setting, batch: list[bytes], result: dict[str, A
                 call()
             calls |= {(subject.name, part): call for part, call in parts.items()}
     return calls
+
+
+def _drop(
+    calls: Calls, failures: list[dict[str, Any]], setting: Setting, name: tuple[str, str], error: Exception
+) -> list[tuple[str, str]]:
+    """All parts of a subject that failed while it was timed; they leave `calls`, and with them its model memory."""
+    with _recorded(failures, "time", name[0], setting):
+        raise error
+    dropped = [other for other in calls if other[0] == name[0]]
+    for other in dropped:
+        del calls[other]
+    return dropped
 
 
 def _build(plan: Plan, setting: Setting, subject: Subject) -> tuple[Any, BaseImageProcessor]:
@@ -183,8 +203,15 @@ def _model_call(plan: Plan, setting: Setting, model: Any, image_processor: BaseI
 
 
 def _build_model_call(plan: Plan, setting: Setting, subject: Subject) -> Callable[[], Any]:
-    """What memory is measured of: little else has been in memory before."""
-    return _model_call(plan, setting, *_build(plan, setting, subject))
+    """What memory is measured of: little else has been in memory before, but for a compiler."""
+    model, image_processor = _build(plan, setting, subject)
+    call = _model_call(plan, setting, model, image_processor)
+    if plan.compiled:
+        call()
+        if setting.mode == "training":
+            # The step has let go of its gradients, which do not count.
+            zero_gradients(model)
+    return call
 
 
 def _rows(plan: Plan, setting: Setting, seconds: Mapping[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
@@ -207,8 +234,10 @@ def _rows(plan: Plan, setting: Setting, seconds: Mapping[tuple[str, str], list[f
 def _memory(plan: Plan, setting: Setting, failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     peaks: dict[str, float | None] = {}
     for subject in plan.subjects:
-        with _recorded(failures, "memory", subject, setting):
-            peaks[subject.name] = peak_memory(_build_model_call, plan, setting, subject, device=plan.device)
+        with _recorded(failures, "memory", subject.name, setting):
+            peaks[subject.name] = peak_memory(
+                _build_model_call, plan, setting, subject, device=plan.device, forget=plan.compiled
+            )
     base = peaks.get(plan.baseline)
     return [
         {
@@ -230,10 +259,10 @@ def _place(subject: str, setting: Setting) -> dict[str, Any]:
 
 
 @contextmanager
-def _recorded(failures: list[dict[str, Any]], what: str, subject: Subject, setting: Setting) -> Iterator[None]:
+def _recorded(failures: list[dict[str, Any]], what: str, subject: str, setting: Setting) -> Iterator[None]:
     """Too little memory, or a model that cannot take the setting, goes into the result instead of ending the run."""
     try:
         yield
     except (RuntimeError, ValueError, MemoryError) as error:
         text = " ".join(str(error).split())[:300]
-        failures.append({**_place(subject.name, setting), "what": what, "error": text or type(error).__name__})
+        failures.append({**_place(subject, setting), "what": what, "error": text or type(error).__name__})

@@ -1,4 +1,10 @@
-"""What `focusvit benchmark` can measure: models with the processors that belong to them, and pictures."""
+"""
+What `focusvit benchmark` can measure: models with their processors, and pictures.
+
+[`FocusViTImageProcessor`] prepares the pictures of every subject, so that their ways from a picture to its class
+differ in what the models need and not in whose code resizes. Peers get the size, crop, filter, mean and standard
+deviation of their own processor in transformers, whose resize is PIL's and slower, and no superpixels.
+"""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +61,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "initializer_range": 0.028},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+_VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
 FOCUSVIT_SIZES = {size: {**shape, "classifier_pooling": "cls_patch_mean"} for size, shape in _SHAPES.items()}
 # All full; full in the first half and latent in the second; all latent.
 FOCUSVIT_LAYERS = ("full", "mixed", "latent")
@@ -66,6 +73,8 @@ FOCUSVIT_VARIANTS: dict[str, dict[str, Any]] = {
 }
 # What a user of a pretrained model would resize to before the crop, for every 224 pixels of input.
 _RESIZED = 256 / 224
+# From here on ConvNeXt's processor resizes without a crop.
+_UNCROPPED = 384
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Subject:
         name (`str`): By which results name it.
         configure (callable from `int`): The configuration for a resolution in pixels; ValueError where it fits none.
         model_class (callable from a configuration): The classifier.
-        process (callable from a configuration and `int`): The classifier's own image processor for a resolution.
+        process (callable from a configuration and `int`): The image processor of the classifier for a resolution.
     """
 
     name: str
@@ -146,11 +155,12 @@ def _vit(name: str, patch_size: int) -> Subject:
 def _vit_config(name: str, patch_size: int, resolution: int) -> PreTrainedConfig:
     if resolution % patch_size:
         raise ValueError(f"{name} does not work at {resolution} pixels: expected a multiple of {patch_size}.")
-    return _sized(ViTConfig, {**FOCUSVIT_SIZES["tiny"], "patch_size": patch_size}, resolution)
+    shape = {field: _SHAPES["tiny"][field] for field in _VIT_FIELDS}
+    return _sized(ViTConfig, {**shape, "patch_size": patch_size}, resolution)
 
 
 def _vit_processor(config: ViTConfig, resolution: int) -> BaseImageProcessor:
-    return ViTImageProcessorPil(size=_square(resolution))
+    return _prepares_like(ViTImageProcessorPil, resolution)
 
 
 def _convolutional(name: str, config_class: Any, model_class: Any, process: Any, **shape: Any) -> Subject:
@@ -163,21 +173,30 @@ def _sized(config_class: Any, shape: Mapping[str, Any], resolution: int) -> PreT
 
 
 def _levit_processor(config: LevitConfig, resolution: int) -> BaseImageProcessor:
-    # It enlarges the shortest edge by 256 / 224 itself.
-    return LevitImageProcessorPil(size={"shortest_edge": resolution}, crop_size=_square(resolution))
+    return _prepares_like(LevitImageProcessorPil, resolution, int(resolution * _RESIZED))
 
 
 def _mobilenet_processor(config: MobileNetV2Config, resolution: int) -> BaseImageProcessor:
-    edge = round(resolution * _RESIZED)
-    return MobileNetV2ImageProcessorPil(size={"shortest_edge": edge}, crop_size=_square(resolution))
+    return _prepares_like(MobileNetV2ImageProcessorPil, resolution, round(resolution * _RESIZED))
 
 
 def _convnext_processor(config: PreTrainedConfig, resolution: int) -> BaseImageProcessor:
-    return ConvNextImageProcessorPil(size={"shortest_edge": resolution}, crop_pct=1 / _RESIZED)
+    edge = int(resolution * _RESIZED) if resolution < _UNCROPPED else None
+    return _prepares_like(ConvNextImageProcessorPil, resolution, edge)
 
 
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
+def _prepares_like(theirs: Any, resolution: int, edge: int | None = None) -> FocusViTImageProcessor:
+    """Resizes to a square, or the shortest edge to `edge` before a crop; filter and normalisation are `theirs`."""
+    square = {"height": resolution, "width": resolution}
+    return FocusViTImageProcessor(
+        size=square if edge is None else {"shortest_edge": edge},
+        do_center_crop=edge is not None,
+        crop_size=square,
+        resample=theirs.resample,
+        image_mean=theirs.image_mean,
+        image_std=theirs.image_std,
+        do_superpixels=False,
+    )
 
 
 def _focusvit_family() -> Iterator[Subject]:

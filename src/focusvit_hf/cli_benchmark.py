@@ -86,11 +86,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
             require_matplotlib()
         except ImportError as error:
             raise ValueError(str(error)) from error
-        _check_folder(arguments.plots)
+        check_folder(arguments.plots)
     if arguments.out is not None:
         if arguments.out.is_dir():
             raise ValueError(f"expected a file for --out, got the folder {arguments.out}")
-        _check_folder(arguments.out.parent)
+        check_folder(arguments.out.parent)
     if arguments.read is not None:
         result = read_result(arguments.read)
     else:
@@ -98,13 +98,18 @@ def benchmark(arguments: argparse.Namespace) -> None:
         pictures = sample_pictures() if arguments.pictures is None else read_pictures(arguments.pictures)
         with _threads(arguments.threads):
             result = measure(plan, pictures)
-    print(report(result))
-    if arguments.out is not None:
-        write_json(arguments.out, result)
-        print(f"\nwrote {arguments.out}")
-    if arguments.plots is not None:
-        for path in draw_plots(result, arguments.plots):
-            print(f"wrote {path}")
+    written = []
+    # What was measured survives both a full disk and a closed pipe.
+    try:
+        if arguments.out is not None:
+            write_json(arguments.out, result)
+            written.append(arguments.out)
+        if arguments.plots is not None:
+            written += draw_plots(result, arguments.plots)
+    finally:
+        print(report(result))
+        for number, path in enumerate(written):
+            print(f"wrote {path}" if number else f"\nwrote {path}")
     if old is not None:
         print(f"\n{compare(result, old)}")
     if result["failures"] and arguments.read is None:
@@ -138,7 +143,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raises OSError where no file can be written, before anything is measured."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):

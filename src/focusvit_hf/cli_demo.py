@@ -1,29 +1,28 @@
 """`focusvit demo`: a photograph classified, drawn and timed beside a dense ViT."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from skimage.data import chelsea
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from .benchmark import environment
 from .benchmark_parts import time_split
-from .benchmark_subjects import FOCUSVIT_SIZES
+from .benchmark_subjects import find_subject
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments
+from .cli_benchmark import check_folder
 from .cli_pictures import open_picture, print_classes, ranked_classes, write_png
-from .configuration_focusvit import FocusViTConfig
 from .files import write_json
-from .image_processing_focusvit import FocusViTImageProcessor
-from .modeling_focusvit import FocusViTForImageClassification
 from .sheet import draw_sheet, explain
 
 
 DEMO_BATCHES = (1, 32)
 DEMO_SEED = 0
+DEMO_RESOLUTION = 224
 COMPARED_PARTS = ("pixels_to_logits", "whole_path")
 PART_NAMES = {
     "processor": "processor, without superpixels",
@@ -47,19 +46,23 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """`focusvit demo`: a photograph of a cat classified, drawn and timed; writes `result.json` and `result.png`."""
+    """
+    `focusvit demo`: a photograph of a cat classified, drawn and timed; writes `result.json` and `result.png`.
+
+    Raises:
+        ValueError: on a picture or a checkpoint that cannot be read, before anything is classified.
+        OSError: likewise, where `--out` cannot be written to.
+    """
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     name = Path(arguments.model or DEFAULT_CHECKPOINT).name
     photograph = Image.fromarray(chelsea())
     titles = ["cat (scikit-image)", *(path.name for path in arguments.pictures)]
     pictures = [photograph, *(open_picture(path, index) for index, path in enumerate(arguments.pictures))]
+    check_folder(arguments.out)
+    print("classifying, drawing and measuring where the time goes ...", file=sys.stderr)
     answers = list(ranked_classes(model, image_processor, pictures))
-    for title, ranked in zip(titles, answers, strict=True):
-        print_classes(title, ranked)
     rows = [explain(model, image_processor, *pair) for pair in zip(pictures, titles, strict=True)]
-
-    print("\nmeasuring where the time goes ...", flush=True)
     own_size = _split({name: (model, image_processor)}, photograph)
     compared = _split(_tiny_systems(arguments.device), photograph)
     ratios = {
@@ -67,37 +70,48 @@ def demo(arguments: argparse.Namespace) -> None:
         for batch, (focusvit, dense) in ((batch, split.values()) for batch, split in compared.items())
     }
     settings = environment(model.device, model.dtype, DEMO_SEED)
-    print(
-        f"milliseconds a picture, medians; {settings['device']}, {settings['threads']} threads, {settings['dtype']}\n"
-        "focusvit-tiny and a dense ViT of its width and depth, both with random weights, at 224 pixels"
-    )
-    for split_of_batch in (own_size, compared):
-        for batch, split in split_of_batch.items():
-            _print_split(batch, split, ratios[batch] if split_of_batch is compared else {})
     splits = {"own_size": own_size, "at_224_pixels": compared}
     described = [{"picture": title, **ranked} for title, ranked in zip(titles, answers, strict=True)]
     result = {**answers[0], "pictures": described, "splits": splits, "ratios": ratios}
-    write_png(arguments.out / "result.png", draw_sheet(rows))
     result |= {"model": name, "num_tokens": model.config.num_tokens, "environment": settings}
-    write_json(arguments.out / "result.json", result)
+    # What was measured survives both a full disk and a closed pipe.
+    try:
+        write_png(arguments.out / "result.png", draw_sheet(rows))
+        write_json(arguments.out / "result.json", result)
+    finally:
+        _print_result(result)
     print(f"\nwrote {arguments.out / 'result.png'} and {arguments.out / 'result.json'}")
 
 
 def _tiny_systems(device: torch.device) -> dict[str, tuple[Any, Any]]:
-    """focusvit-tiny, and Transformers' ViT of the same width and depth."""
-    config = FocusViTConfig(**FOCUSVIT_SIZES["tiny"])
-    dense = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768)
+    """focusvit-tiny and Transformers' ViT of the same width and depth, as `focusvit benchmark` measures them."""
+    systems = {}
     with torch.random.fork_rng():
         torch.manual_seed(DEMO_SEED)
-        models: list[Any] = [FocusViTForImageClassification(config), ViTForImageClassification(dense)]
-    processors = [FocusViTImageProcessor.from_model_config(config), ViTImageProcessorPil()]
-    systems = zip([model.to(device) for model in models], processors, strict=True)
-    return dict(zip(("focusvit-tiny", "ViT-Ti/16"), systems, strict=True))
+        for name, subject in {"focusvit-tiny": "focusvit-tiny-latent", "ViT-Ti/16": "ViT-Ti/16"}.items():
+            model, image_processor = find_subject(subject).build(DEMO_RESOLUTION)
+            systems[name] = (model.to(device).eval(), image_processor)
+    return systems
 
 
 def _split(systems: dict[str, tuple[Any, Any]], photograph: Image.Image) -> dict[str, Any]:
     """[`time_split`] at each of the demo's batch sizes."""
     return {f"batch_{size}": time_split(systems, [photograph] * size) for size in DEMO_BATCHES}
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    """The classes of each picture, then where the time goes."""
+    for ranked in result["pictures"]:
+        print_classes(ranked["picture"], ranked)
+    settings, ratios = result["environment"], result["ratios"]
+    print(
+        "\n"
+        f"milliseconds a picture, medians; {settings['device']}, {settings['threads']} threads, {settings['dtype']}\n"
+        "focusvit-tiny and a dense ViT of its width and depth, both with random weights, at 224 pixels"
+    )
+    for size, splits in result["splits"].items():
+        for batch, split in splits.items():
+            _print_split(batch, split, ratios[batch] if size == "at_224_pixels" else {})
 
 
 def _print_split(batch: str, split: dict[str, Any], ratios: dict[str, float]) -> None:

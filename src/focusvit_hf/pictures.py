@@ -205,7 +205,9 @@ def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np
     Resizes 8-bit pictures; returns (channels, height, width) uint8.
 
     Bilinear and bicubic interpolation is PyTorch's, antialiased like PIL's, from which it differs by one grey level on
-    about one value in a thousand (bicubic on noise by up to two), in a third of PIL's time. Other filters are PIL's.
+    about one value in a thousand (bicubic on noise by up to two; where one side grows and the other shrinks, one value
+    in eight by a level, bicubic by up to six, since PIL rounds between the two), in a third of PIL's time. Other
+    filters are PIL's.
     """
     array = channels_first(image) if isinstance(image, Image.Image) else image
     channels = array.shape[0]
