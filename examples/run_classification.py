@@ -18,7 +18,8 @@ from transformers import EvalPrediction
 
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import EpochCallback, ExponentialMovingAverage, FocusViTTrainer
-from training_arguments import parse_arguments, prepare_output_dir, public_command
+from training_arguments import clear_output_dir, parse_arguments, prepare_output_dir, public_command
+from training_data import require_a_batch
 from training_setup import finish, set_up
 
 
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model_args, data_args, args = parse_arguments(argv)
     checkpoint = prepare_output_dir(args)
     setup = set_up(model_args, data_args, args, checkpoint)
+    if args.do_train:
+        require_a_batch(setup.train_rows, args.train_batch_size * args.world_size, args)
     metric = TopKAccuracy(keep_in_memory=True)
 
     def ranked(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -63,6 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         distillation=setup.distillation,
     )
     if args.do_train:
+        clear_output_dir(args, checkpoint)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_metrics("train", result.metrics, combined=False)
         trainer.save_model()

@@ -17,18 +17,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
-from transformers import Trainer, get_scheduler
+from transformers import Trainer, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
 from focusvit_hf.files import read_json, write_json
@@ -42,7 +43,15 @@ from focusvit_hf.training import (
     require_finite,
     soft_cross_entropy,
 )
-from training_arguments import TrainingArguments, json_object, parse_arguments, prepare_output_dir, public_command
+from training_arguments import (
+    TrainingArguments,
+    clear_output_dir,
+    json_object,
+    parse_arguments,
+    prepare_output_dir,
+    public_command,
+)
+from training_data import require_a_batch
 from training_setup import Setup, finish, set_up
 
 
@@ -58,7 +67,7 @@ class Loop:
         setup (`Setup`): Data, model and collators.
 
     Raises:
-        ValueError: If the arguments ask for what this loop does not do.
+        ValueError: If the arguments ask for what this loop does not do, or for batches larger than the data.
     """
 
     def __init__(self, args: TrainingArguments, setup: Setup):
@@ -69,7 +78,8 @@ class Loop:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
             cpu=args.use_cpu,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            # The loop itself counts the batches of a step and weighs them.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         )
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -77,17 +87,24 @@ class Loop:
             raise ValueError("expected no --ema_decay where the weights are sharded, got one")
         self.ema = ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None
         self.history: list[dict[str, float]] = []
-        self.step = 0
+        self.step = self.logged = 0
+        # Sum of the losses of the steps since the last that was logged.
+        self.losses = torch.zeros((), device=self.accelerator.device)
         self.learning_rate = 0.0
         self.model: Any = setup.model
         self.eval_loader = self.accelerator.prepare(self._loader(training=False)) if setup.eval_rows else None
         if args.do_train:
+            batch_size = args.per_device_train_batch_size * self.accelerator.num_processes
+            require_a_batch(setup.train_rows, batch_size, args)
             make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
             optimizer = make_optimizer(parameter_groups(setup.model, args.weight_decay), **options)
             self.model, self.optimizer, self.train_loader = self.accelerator.prepare(
                 setup.model, optimizer, self._loader(training=True)
             )
             self.total = self._total_steps()
+            # Intervals below 1 are shares of all steps.
+            self.intervals = TrainerState()
+            self.intervals.compute_steps(args, self.total)
             # Not prepared: Accelerate would step it once for each process.
             self.scheduler = get_scheduler(
                 args.lr_scheduler_type,
@@ -122,28 +139,24 @@ class Loop:
         return math.ceil(len(self.train_loader) / self.args.gradient_accumulation_steps)
 
     def train(self, checkpoint: str | None) -> None:
-        """Trains to the last step, from `checkpoint` or from the beginning."""
+        """Trains to the last step, from `checkpoint` or from the beginning; ValueError where the loss diverges."""
         epoch, done = self._resume(checkpoint) if checkpoint else (0, 0)
         progress = tqdm(
             total=self.total,
             initial=self.step,
             disable=self.args.disable_tqdm or not self.accelerator.is_local_main_process,
         )
-        losses: list[torch.Tensor] = []
         while self.step < self.total:
             batches = 0
-            for batches, batch in self._batches(epoch, done):
-                losses.append(self._train_on(batch))
-                if not self.accelerator.sync_gradients:
-                    continue
+            for batches, window in self._windows(epoch, done):
+                self.losses += self._train_on(window)
                 self.step += 1
                 progress.update()
-                if self.step % max(1, int(self.args.logging_steps)) == 0:
-                    self._log({"loss": self._mean(losses), "learning_rate": self.learning_rate})
-                    losses = []
-                if self._due(self.args.eval_strategy, self.args.eval_steps):
+                if self._due(self.args.logging_strategy, self.intervals.logging_steps):
+                    self._log_training()
+                if self._due(self.args.eval_strategy, self.intervals.eval_steps):
                     self._log(self.evaluate())
-                if self._due(self.args.save_strategy, self.args.save_steps):
+                if self._due(self.args.save_strategy, self.intervals.save_steps):
                     self.save_checkpoint({"epoch": epoch, "batches": batches})
                 if self.step == self.total:
                     break
@@ -151,44 +164,69 @@ class Loop:
                 if batches == 0 and done == 0:
                     raise ValueError("expected at least one batch to train on, got none; see --dataloader_drop_last")
             epoch, done = epoch + 1, 0
+            if self.args.logging_strategy == "epoch":
+                self._log_training()
             if self.args.eval_strategy == "epoch":
                 self._log(self.evaluate())
             if self.args.save_strategy == "epoch":
                 self.save_checkpoint({"epoch": epoch, "batches": 0})
         progress.close()
+        require_finite(self._mean_loss(), self.step)
 
-    def _batches(self, epoch: int, done: int) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def _windows(self, epoch: int, done: int) -> Iterator[tuple[int, list[dict[str, torch.Tensor]]]]:
+        """The batches of each step of an epoch, beginning after `done`, and how many there were up to its end."""
         self.setup.train_collator.epoch.fill_(epoch)
         loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
         loader.set_epoch(epoch)
-        return enumerate(loader, start=done + 1)
+        batches = iter(loader)
+        while window := list(islice(batches, self.args.gradient_accumulation_steps)):
+            done += len(window)
+            yield done, window
 
-    def _train_on(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _train_on(self, window: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """One step of the optimiser on the batches of `window`, each of the same weight; gives their mean loss."""
         self.model.train()
+        losses = []
+        for number, batch in enumerate(window, start=1):
+            self.accelerator.sync_gradients = number == len(window)
+            with nullcontext() if self.accelerator.sync_gradients else self.accelerator.no_sync(self.model):
+                loss = self._loss(batch)
+                self.accelerator.backward(loss / len(window))
+            losses.append(loss.detach())
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        # A step whose gradients overflow in half precision is not made.
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+            if self.ema is not None:
+                self.ema.update(self.accelerator.unwrap_model(self.model))
+        self.optimizer.zero_grad()
+        return torch.stack(losses).mean()
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")
-        with self.accelerator.accumulate(self.model):
-            with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
-                logits = self.model(**batch)["logits"]
-            loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
-            if self.setup.distillation is not None:
-                loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"])
-            self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            self.learning_rate = self.scheduler.get_last_lr()[0]
-            self.optimizer.step()
-            if self.accelerator.sync_gradients:
-                self.scheduler.step()
-            self.optimizer.zero_grad()
-        if self.accelerator.sync_gradients and self.ema is not None:
-            self.ema.update(self.accelerator.unwrap_model(self.model))
-        return loss.detach()
+        with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
+            logits = self.model(**batch)["logits"]
+        loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
+        if self.setup.distillation is not None:
+            loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"])
+        return loss
 
-    def _due(self, strategy: str, interval: float | None) -> bool:
-        return strategy == "steps" and self.step % max(1, int(interval or self.args.logging_steps)) == 0
+    def _due(self, strategy: str, interval: float) -> bool:
+        return strategy == "steps" and interval > 0 and self.step % interval == 0
 
-    def _mean(self, losses: Iterable[torch.Tensor]) -> float:
-        return float(self.accelerator.reduce(torch.stack(list(losses)).mean(), reduction="mean"))
+    def _mean_loss(self) -> float:
+        """The mean loss of the steps since the last that was logged, of all processes; 0 where there are none."""
+        mean = self.losses / max(1, self.step - self.logged)
+        return float(self.accelerator.reduce(mean, reduction="mean"))
+
+    def _log_training(self) -> None:
+        if self.step > self.logged:
+            self._log({"loss": self._mean_loss(), "learning_rate": self.learning_rate})
+            self.losses.zero_()
+            self.logged = self.step
 
     def _log(self, figures: dict[str, float]) -> None:
         require_finite(figures.get("loss", 0.0), self.step)
@@ -231,7 +269,16 @@ class Loop:
         return {f"eval_{key}": value for key, value in figures.items()}
 
     def save_checkpoint(self, place: dict[str, int]) -> None:
-        """Writes `checkpoint-<step>` whole or not at all, then deletes those beyond --save_total_limit."""
+        """
+        Writes `checkpoint-<step>` whole or not at all, then deletes those beyond --save_total_limit.
+
+        Args:
+            place (`dict[str, int]`): The epoch, and how many of its batches are done.
+
+        Raises:
+            ValueError: If training has diverged; nothing is written or deleted then.
+        """
+        require_finite(self._mean_loss(), self.step)
         folder = self.args.folder
         staging = folder / STAGING_FOLDER
         main = self.args.should_save
@@ -259,6 +306,7 @@ class Loop:
         if self.ema is not None:
             self.ema.load(Path(checkpoint), self.accelerator.unwrap_model(self.model))
         self.step, self.history = progress["step"], progress["history"]
+        self.logged = self.step
         return progress["epoch"], progress["batches"]
 
     def save_model(self) -> None:
@@ -297,6 +345,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     setup = set_up(model_args, data_args, args, checkpoint)
     loop = Loop(args, setup)
     if args.do_train:
+        clear_output_dir(args, checkpoint)
         loop.train(checkpoint)
         loop.save_model()
     figures = loop.evaluate() if args.do_eval else {}

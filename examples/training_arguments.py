@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from focusvit_hf.distillation import DISTILLATION_TYPES
 from focusvit_hf.files import read_json
+from focusvit_hf.training import STAGING_FOLDER
 
 
 @dataclass
@@ -36,7 +37,8 @@ class ModelArguments:
         metadata={"help": "Fields of the configuration to change, as JSON: '{\"num_superpixels\": 36}'."},
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "An image processor; by default the one that matches the model."}
+        default=None,
+        metadata={"help": "An image processor; by default the checkpoint's own, or the one that matches the model."},
     )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Begin with a fresh head where the checkpoint's number of classes differs."}
@@ -66,7 +68,7 @@ class DataTrainingArguments:
         default=None, metadata={"help": "Train on so many pictures, drawn at random."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on so many pictures, drawn at random."}
+        default=None, metadata={"help": "Evaluate on so many pictures, drawn at random, at the end too."}
     )
     image_column_name: str = field(default="image", metadata={"help": "The column with the pictures."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
@@ -88,9 +90,6 @@ class TrainingArguments(HfTrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Has to stay off: pictures become tensors in the collator."}
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the log, instead of stopping."}
-    )
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Decay of a moving average of the weights, for evaluation and the result."},
@@ -111,10 +110,12 @@ class TrainingArguments(HfTrainingArguments):
         default=3.0, metadata={"help": "What scores are divided by before soft distillation compares them."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Begin anew in an output folder that is not empty; its checkpoints go."}
+        default=False,
+        metadata={"help": "Begin anew in a folder that is not empty; its checkpoints go when training begins."},
     )
     final_evaluation: bool = field(
-        default=True, metadata={"help": "Measure the saved model through a pipeline on the whole test split."}
+        default=True,
+        metadata={"help": "Measure the saved model through a pipeline on the test split or --max_eval_samples of it."},
     )
 
     @property
@@ -162,7 +163,7 @@ def json_object(name: str, value: dict | str | None) -> dict[str, Any]:
 
 def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state.json") -> str | None:
     """
-    Decides where training begins; touches nothing unless `--overwrite_output_dir` is given.
+    Decides where training begins; touches nothing.
 
     Args:
         state_file (`str`, *optional*, defaults to `"trainer_state.json"`): A file that every checkpoint has.
@@ -171,16 +172,18 @@ def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state
         `str` or `None`: The checkpoint to resume from: the one asked for, or the last one in the output folder.
 
     Raises:
-        ValueError: If the output folder holds something else, or the checkpoint is not there or of another script.
+        ValueError: If the output folder holds something else, if the checkpoint is not there or of another script, or
+            if one is asked for without training.
     """
     output_dir = args.folder
     wanted = args.resume_from_checkpoint
+    if not args.do_train:
+        if wanted:
+            raise ValueError(f"expected --do_train with --resume_from_checkpoint, got {wanted!r} alone")
+        return None
     if wanted and wanted.lower() not in ("true", "last"):
         checkpoint: str | None = wanted
     elif args.overwrite_output_dir and not wanted:
-        if args.should_save:
-            for folder in output_dir.glob("checkpoint-*"):
-                shutil.rmtree(folder)
         return None
     else:
         checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
@@ -190,12 +193,29 @@ def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state
         return checkpoint
     if wanted:
         raise ValueError(f"expected a checkpoint to resume from in {output_dir}, got none")
-    if args.do_train and output_dir.is_dir() and any(output_dir.iterdir()):
+    # What is left of a first checkpoint that was never finished is no reason to refuse the same command.
+    if output_dir.is_dir() and any(path.name != STAGING_FOLDER for path in output_dir.iterdir()):
         raise ValueError(
             f"expected an empty output_dir, got {output_dir} with other files in it; "
             "choose another or give --overwrite_output_dir"
         )
     return None
+
+
+def clear_output_dir(args: TrainingArguments, checkpoint: str | None) -> None:
+    """
+    Deletes what training does not go on from: a half-written checkpoint, and all with `--overwrite_output_dir`.
+
+    Args:
+        checkpoint (`str`, *optional*): What [`prepare_output_dir`] decided on.
+    """
+    with args.main_process_first(desc="clearing the output folder"):
+        if not args.should_save:
+            return
+        shutil.rmtree(args.folder / STAGING_FOLDER, ignore_errors=True)
+        if args.overwrite_output_dir and checkpoint is None:
+            for folder in args.folder.glob("checkpoint-*"):
+                shutil.rmtree(folder)
 
 
 def public_arguments(

@@ -12,7 +12,7 @@ import torch
 from datasets import ClassLabel, Image, IterableDataset
 from PIL import Image as PILImage
 
-from training_arguments import DataTrainingArguments, ModelArguments
+from training_arguments import DataTrainingArguments, ModelArguments, TrainingArguments
 
 
 PICTURE_BYTES = "picture_bytes"
@@ -76,6 +76,14 @@ def require_files(folder: str, pattern: str) -> None:
         raise ValueError(f"expected a folder, got {folder}")
     if not any(path.is_file() for path in Path(folder).rglob(pattern)):
         raise ValueError(f"expected files {pattern} in {folder}, got none")
+
+
+def require_a_batch(rows: Any, batch_size: int, args: TrainingArguments) -> None:
+    """ValueError where an epoch has no batch of `batch_size` pictures over all processes; a stream's are not known."""
+    least = batch_size if args.dataloader_drop_last else 1
+    if not isinstance(rows, IterableDataset) and len(rows) < least:
+        flag = " with --dataloader_drop_last" if args.dataloader_drop_last else ""
+        raise ValueError(f"expected {least} pictures or more to train on{flag}, got {len(rows)}")
 
 
 def class_names(split: Any, data_args: DataTrainingArguments) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -28,6 +29,7 @@ import focusvit_hf
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.augmentation import AugmentationConfig
 from focusvit_hf.conversion_loading import licence_of
+from focusvit_hf.conversion_processor import load_image_processor
 from focusvit_hf.data_collator import FocusViTDataCollator
 from focusvit_hf.distillation import Distillation, load_distillation
 from focusvit_hf.elastic import ElasticSuperpixels
@@ -56,6 +58,7 @@ class Setup:
         model (`FocusViTForImageClassification`), processor (`FocusViTImageProcessor`): They match.
         distillation (`Distillation`, *optional*): The teacher to learn from.
         elastic (`ElasticSuperpixels`, *optional*): What draws the number of superpixels of each step.
+        origin (`dict`): What the card tells of the data and of the model that training began from.
     """
 
     splits: dict[str, Any]
@@ -67,6 +70,7 @@ class Setup:
     processor: FocusViTImageProcessor
     distillation: Distillation | None = None
     elastic: ElasticSuperpixels | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def set_up(
@@ -108,6 +112,10 @@ def set_up(
     names = class_names(next(iter(splits.values())), data_args)
     model, processor = load_model(model_args, names)
     refuse_other_configuration(checkpoint, model.config)
+    origin = origin_of(model_args, data_args, splits) if args.do_train else {}
+    if args.do_train:
+        # A card that the Hub does not take is to be known of before hours of training.
+        card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
     with args.main_process_first(desc="decoding the pictures"):
         train_rows = as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None
         eval_rows = as_rows(splits[evaluation], data_args) if evaluating and evaluation else None
@@ -128,6 +136,7 @@ def set_up(
         processor=processor,
         distillation=load_teacher(model_args, args, model.config) if args.do_train else None,
         elastic=elastic,
+        origin=origin,
     )
 
 
@@ -135,11 +144,12 @@ def load_model(
     model_args: ModelArguments, names: Sequence[str]
 ) -> tuple[FocusViTForImageClassification, FocusViTImageProcessor]:
     """
-    Makes the model and the image processor that matches it.
+    Makes the model and the image processor that matches it: the one that is named, the checkpoint's own, or the one of
+    the configuration.
 
     Raises:
         ValueError: If not exactly one of checkpoint, configuration and preset is given, if the checkpoint is no
-            FocusViT, or if model and processor disagree.
+            FocusViT, or if the processor cannot be read or disagrees with the model.
     """
     chosen = [model_args.model_name_or_path, model_args.config_name, model_args.preset]
     if sum(choice is not None for choice in chosen) != 1:
@@ -172,12 +182,46 @@ def load_model(
         )
     else:
         model = FocusViTForImageClassification(config)
+    processor: Any = None
     if model_args.image_processor_name is not None:
         processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub)
-        processor.validate_against_config(config)
-    else:
+    elif model_args.model_name_or_path is not None:
+        place = {name: hub[name] for name in ("cache_dir", "revision", "token")}
+        processor = load_image_processor(source, FocusViTImageProcessor, **place)
+        if processor is not None and overrides:
+            stored = AutoConfig.from_pretrained(source, **hub)
+            processor = adapted(processor, stored, config, overrides)
+    if processor is None:
         processor = FocusViTImageProcessor.from_model_config(config)
+    processor.validate_against_config(config)
     return model, processor
+
+
+def adapted(
+    processor: FocusViTImageProcessor, stored: FocusViTConfig, config: FocusViTConfig, overrides: Mapping[str, Any]
+) -> FocusViTImageProcessor:
+    """
+    A checkpoint's image processor for a configuration that was changed: what follows from the changes follows them,
+    sizes in the ratio of the models' pictures; all else is kept.
+
+    Args:
+        stored ([`FocusViTConfig`]), config ([`FocusViTConfig`]): The configuration before and after the changes.
+        overrides (`dict`): The fields that were given, changed or not.
+    """
+    options = processor.to_dict()
+    before, after = (FocusViTImageProcessor.from_model_config(each).to_dict() for each in (stored, config))
+    for name in (before.keys() | after.keys()) - {"size"}:
+        if name in overrides or before.get(name) != after.get(name):
+            options[name] = after.get(name)
+    pairs = zip(config.image_height_and_width, stored.image_height_and_width, strict=True)
+    vertical, horizontal = (new / old for new, old in pairs)
+    # One edge for both stands for the larger of the two, so that a crop never reaches beyond the picture.
+    ratios = {"height": vertical, "width": horizontal}
+    for name in ("size", "crop_size"):
+        if options.get(name):
+            edges = options[name].items()
+            options[name] = {edge: round(ratios.get(edge, max(ratios.values())) * length) for edge, length in edges}
+    return FocusViTImageProcessor.from_dict(options)
 
 
 def load_teacher(model_args: ModelArguments, args: TrainingArguments, config: FocusViTConfig) -> Distillation | None:
@@ -273,8 +317,8 @@ def finish(
     begin: float,
 ) -> dict[str, float]:
     """
-    Measures the saved model on the test split, unless that is switched off, writes the log of the run and the model's
-    card, and pushes both with the model where that was asked for.
+    Measures the saved model on the test split or `--max_eval_samples` of its pictures, unless that is switched off,
+    writes the log of the run and the model's card, and pushes both with the model where that was asked for.
 
     Args:
         figures (`dict[str, float]`): What was measured so far.
@@ -299,28 +343,42 @@ def finish(
     if not args.do_train:
         write_json(args.folder / "evaluation_log.json", content)
         return figures
-    # What a card tells cannot be found out later, when the folders of data and model may be elsewhere.
-    content |= {
-        "dataset_id": hub_name(data_args.dataset_name),
-        "evaluation_split": "validation" if "validation" in setup.splits else "test",
-        "pictures": {} if data_args.streaming else {name: len(split) for name, split in setup.splits.items()},
-        **(licence_of(model_args.model_name_or_path) if model_args.model_name_or_path else {}),
-        **({"license": model_args.license} if model_args.license else {}),
-    }
+    content |= setup.origin
     write_json(args.folder / TRAINING_LOG_FILE, content)
-    name = Path(args.hub_model_id or args.folder.resolve()).name
-    record = TrainingRecord.from_log(content)
-    card = model_card(setup.model, name, location=args.folder.as_posix(), record=record)
-    write_whole(args.folder / CARD_FILE, str(card).encode())
+    write_whole(args.folder / CARD_FILE, str(card_of(setup.model, args, content)).encode())
     if args.push_to_hub:
         push_to_hub(
             args.folder,
-            args.hub_model_id or name,
+            args.hub_model_id or model_name(args),
             private=args.hub_private_repo,
             revision=args.hub_revision,
             token=args.hub_token,
         )
     return figures
+
+
+def origin_of(
+    model_args: ModelArguments, data_args: DataTrainingArguments, splits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a card tells and cannot be found out later, when the folders of data and model may be elsewhere."""
+    return {
+        "dataset_id": hub_name(data_args.dataset_name),
+        "evaluation_split": "validation" if "validation" in splits else "test",
+        "pictures": {} if data_args.streaming else {name: len(split) for name, split in splits.items()},
+        **(licence_of(model_args.model_name_or_path) if model_args.model_name_or_path else {}),
+        **({"license": model_args.license} if model_args.license else {}),
+    }
+
+
+def model_name(args: TrainingArguments) -> str:
+    """The name of the trained model without an owner: that on the Hub, or the output folder's."""
+    return Path(args.hub_model_id or args.folder.resolve()).name
+
+
+def card_of(model: FocusViTForImageClassification, args: TrainingArguments, log: Mapping[str, Any]) -> ModelCard:
+    """The card of a run from its log, as far as that goes; ValueError where it would be none the Hub takes."""
+    record = TrainingRecord.from_log(log)
+    return model_card(model, model_name(args), location=args.folder.as_posix(), record=record)
 
 
 def versions() -> dict[str, str]:

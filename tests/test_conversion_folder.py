@@ -1,6 +1,7 @@
 """Converted folders: image processor, labels and licence come along; whole or not at all."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, 
 from focusvit_hf.checkpoints import load_checkpoint
 from focusvit_hf.cli import main
 from focusvit_hf.conversion_folder import convert_to_folder
-from focusvit_hf.conversion_processor import convert_image_processor
+from focusvit_hf.conversion_processor import convert_image_processor, load_image_processor
 from focusvit_hf.modeling_focusvit import FocusViTForImageClassification as Classifier
 from vits import make_vit
 
@@ -113,6 +114,33 @@ def test_overrides_of_the_processor(tmp_path):
     assert converted.size.height == 64
     with pytest.raises(ValueError, match=r"an image processor in .*, got none"):
         convert_image_processor(tmp_path, config)
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_a_processor_that_cannot_be_read_is_told_from_none(tmp_path, capsys, file):
+    write_source(tmp_path / "source", processor=None)
+    assert load_image_processor(tmp_path / "source") is None
+    (tmp_path / "source" / file).write_text('{"size": ')
+    message = "Expected an image processor in .*source, got: .*not a valid JSON file"
+    with pytest.raises(ValueError, match=message):
+        load_image_processor(tmp_path / "source")
+    assert main(["convert", str(tmp_path / "source"), str(tmp_path / "target")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_processor_that_cannot_be_asked_for_is_told_from_none(tmp_path):
+    with pytest.raises(ValueError, match=r"Expected an image processor in me/vit, got: "):
+        load_image_processor("me/vit", cache_dir=tmp_path)
+    # As the library keeps what the Hub does not have.
+    repository = tmp_path / "models--me--vit"
+    for path in (repository / "refs" / "main", repository / ".no_exist" / "123" / "preprocessor_config.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("123")
+    (repository / "snapshots" / "123").mkdir(parents=True)
+    assert load_image_processor("me/vit", cache_dir=tmp_path) is None
+    with pytest.raises(ValueError, match=r"Expected an image processor in .*nowhere, got: "):
+        load_image_processor(tmp_path / "nowhere")
 
 
 # From a folder.
@@ -314,6 +342,10 @@ def test_a_backbone_goes_to_a_folder(tmp_path):
             "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: some/vit\n---\n",
             {"license": "other", "license_name": "mine", "license_link": "LICENSE", "base_model": "some/vit"},
         ),
+        (
+            "---\nlicense: [Apache-2.0]\nbase_model:\n- some/vit\n---\n",
+            {"license": "apache-2.0", "base_model": "some/vit"},
+        ),
         ("# No metadata\n", {}),
         (None, {}),
     ],
@@ -325,6 +357,25 @@ def test_the_licence_comes_along(tmp_path, card, expected):
     keys = ("license", "license_name", "license_link", "base_model")
     assert {key: data[key] for key in keys if key in data} == expected
     assert ("licence: none is known" in str(report)) == (not expected)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("license: Apache 2.0", r"Expected license in .*README.md as the Hub abbreviates it, .*, got 'Apache 2.0'"),
+        ("license: [mit, apache-2.0]", r"Expected license in .*, got \['mit', 'apache-2.0'\]"),
+        ('license: other\nlicense_name: ""', r"Expected license_name in .* as text, got ''"),
+        ("license: other", r"Expected a license_name in .* beside license: other, got none"),
+        ("license_link: 3", r"Expected license_link in .* as text, got 3"),
+        ("base_model: [a/b, c/d]", r"Expected base_model in .* as text, got \['a/b', 'c/d'\]"),
+    ],
+)
+def test_what_a_card_cannot_repeat_is_left_out_with_a_warning(tmp_path, caplog, metadata, message):
+    write_source(tmp_path / "source", card=f"---\n{metadata}\n---\n")
+    convert_to_folder(tmp_path / "source", tmp_path / "target")
+    assert re.search(message, caplog.text)
+    data = ModelCard.load(tmp_path / "target" / "README.md").data.to_dict()
+    assert not {"license", "license_name", "license_link", "base_model"} & data.keys()
 
 
 @pytest.mark.parametrize("existing", ["a folder with something", "a file"])

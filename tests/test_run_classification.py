@@ -1,30 +1,28 @@
 """Both training scripts from the command line to the result, on pictures made up on the spot."""
 
-import errno
 import json
-import signal
-import subprocess
-import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import focusvit_hf
-from blobs import NAMES, ROOT, blob, environment, flags, losses, run_on_two_processes
+from blobs import NAMES, ROOT, blob, flags, losses, run_on_two_processes
 from focusvit_hf import FocusViTConfig
 
 
 import run_classification  # isort: skip
 import run_classification_no_trainer  # isort: skip
+from training_arguments import TrainingArguments  # isort: skip
 
 
-SCRIPTS = pytest.mark.parametrize(
-    "script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"]
-)
+BOTH = (run_classification, run_classification_no_trainer)
+SCRIPTS = pytest.mark.parametrize("script", BOTH, ids=["trainer", "no_trainer"])
 
 
 @SCRIPTS
@@ -137,66 +135,6 @@ run_classification_no_trainer.main(sys.argv[1:])
 """
 
 
-KILLED = """
-import importlib, os, signal, sys
-from focusvit_hf import FocusViTForImageClassification
-
-steps, forward = 0, FocusViTForImageClassification.forward
-
-def counted(self, *args, **kwargs):
-    global steps
-    steps += 1
-    if steps == KILLED_AT:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return forward(self, *args, **kwargs)
-
-FocusViTForImageClassification.forward = counted
-importlib.import_module(sys.argv[1]).main(sys.argv[2:])
-"""
-
-
-@SCRIPTS
-def test_killed_and_resumed_ends_as_uninterrupted(blob_dir, tmp_path, script):
-    shared = {
-        "max_steps": 12,
-        "full_determinism": True,
-        "ema_decay": 0.9,
-        "config": {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.1},
-        "augmentation": json.dumps({"crop": "pad", "mixup_alpha": 0.4, "cutmix_alpha": 1.0}),
-        "lr_scheduler_type": "cosine",
-        "save_strategy": "steps",
-        "save_steps": 5,
-        "do_eval": None,
-        "final_evaluation": False,
-    }
-
-    def start(output_dir: str, killed_at: int = 0) -> subprocess.Popen:
-        code = KILLED.replace("KILLED_AT", str(killed_at))
-        command = [sys.executable, "-c", code, script.__name__, *flags(blob_dir, tmp_path / output_dir, **shared)]
-        return subprocess.Popen(
-            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    uninterrupted, killed = start("whole"), start("killed", killed_at=8)
-    output = uninterrupted.communicate(timeout=300)[0]
-    assert uninterrupted.returncode == 0, output
-    output = killed.communicate(timeout=300)[0]
-    assert killed.returncode == -signal.SIGKILL, output
-    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-5"]
-    resumed = start("killed")
-    output = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, output
-
-    log = json.loads((tmp_path / "killed" / "training_log.json").read_text())
-    assert Path(log["resumed_from"]).name == "checkpoint-5"
-    assert len(losses(tmp_path / "whole")) == 12
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    for name in ("model.safetensors", "checkpoint-10/model.safetensors", "checkpoint-10/ema.safetensors"):
-        whole, again = (load_file(tmp_path / run / name) for run in ("whole", "killed"))
-        assert whole.keys() == again.keys()
-        assert all(torch.equal(whole[key], again[key]) for key in whole), name
-
-
 def test_both_scripts_train_alike(blob_dir, tmp_path):
     """The same pictures in the same order, the same losses: what one writes the other would have written."""
     shared = {"max_steps": 10, "do_eval": None, "final_evaluation": False, "gradient_accumulation_steps": 2}
@@ -205,6 +143,67 @@ def test_both_scripts_train_alike(blob_dir, tmp_path):
         script.main(flags(blob_dir, tmp_path / script.__name__, augmentation=augmentation, **shared))
     first, second = (losses(tmp_path / name) for name in ("run_classification", "run_classification_no_trainer"))
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_both_scripts_weigh_a_last_step_of_fewer_batches_alike(blob_dir, tmp_path):
+    """132 pictures are three batches of 50: steps of two and of one; plain descent keeps what a step is scaled by."""
+    shared = {"max_steps": 8, "do_eval": None, "final_evaluation": False, "gradient_accumulation_steps": 2}
+    shared |= {"per_device_train_batch_size": 50, "optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0}
+    for script, interval in ((script, interval) for script in BOTH for interval in (1, 4)):
+        output_dir = tmp_path / f"{script.__name__}-{interval}"
+        script.main(flags(blob_dir, output_dir, logging_steps=interval, **shared))
+    for interval in (1, 4):
+        first, second = (losses(tmp_path / f"{script.__name__}-{interval}") for script in BOTH)
+        assert len(first) == 8 / interval
+        assert second == pytest.approx(first, abs=1e-5)
+
+
+def logged(output_dir: Path, name: str) -> list[int]:
+    """The steps at which a run logged a figure of that name."""
+    log = json.loads((output_dir / "training_log.json").read_text())
+    return [entry["step"] for entry in log["log_history"] if name in entry]
+
+
+def test_intervals_as_shares_of_all_steps(blob_dir, tmp_path):
+    shares = {"logging_steps": 0.3, "eval_steps": 0.5, "save_steps": 0.5, "eval_strategy": "steps"}
+    shares |= {"save_strategy": "steps", "max_steps": 6, "final_evaluation": False}
+    for script in BOTH:
+        output_dir = tmp_path / script.__name__
+        script.main(flags(blob_dir, output_dir, **shares))
+        assert logged(output_dir, "loss") == [2, 4, 6]
+        assert logged(output_dir, "eval_loss")[:2] == [3, 6]
+        assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("no", []), ("epoch", [3, 6, 7])])
+def test_both_scripts_log_when_they_are_asked_to(blob_dir, tmp_path, strategy, steps):
+    shared = {"max_steps": 7, "per_device_train_batch_size": 50, "do_eval": None, "final_evaluation": False}
+    for script in BOTH:
+        script.main(flags(blob_dir, tmp_path / script.__name__, logging_strategy=strategy, **shared))
+        assert logged(tmp_path / script.__name__, "loss") == steps
+    first, second = (losses(tmp_path / script.__name__) for script in BOTH)
+    assert second == pytest.approx(first, abs=1e-4)
+
+
+def test_a_skipped_step_moves_neither_schedule_nor_average(blob_dir, tmp_path, monkeypatch):
+    """As mixed precision skips steps whose gradients overflow."""
+    monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", property(lambda self: True))
+    output_dir = tmp_path / "run"
+    shared = {"max_steps": 3, "do_eval": None, "final_evaluation": False, "save_strategy": "steps", "save_steps": 3}
+    run_classification_no_trainer.main(flags(blob_dir, output_dir, ema_decay=0.9, **shared))
+    log = json.loads((output_dir / "training_log.json").read_text())
+    assert [entry["learning_rate"] for entry in log["log_history"]] == [1e-3] * 3
+    assert (output_dir / "checkpoint-3").is_dir() and not (output_dir / "checkpoint-3" / "ema.safetensors").exists()
+
+
+@SCRIPTS
+@pytest.mark.parametrize("steps", [{"max_steps": 6}, {"max_steps": None, "num_train_epochs": 1}])
+def test_a_batch_larger_than_the_data_is_refused(blob_dir, tmp_path, script, steps):
+    large = {"per_device_train_batch_size": 133, "dataloader_drop_last": True, **steps}
+    message = "expected 133 pictures or more to train on with --dataloader_drop_last, got 132"
+    with pytest.raises(ValueError, match=message):
+        script.main(flags(blob_dir, tmp_path / "run", **large))
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_workers_draw_what_the_main_process_draws(blob_dir, tmp_path):
@@ -229,93 +228,31 @@ def test_folders_of_pictures(tmp_path):
     assert sorted(FocusViTConfig.from_pretrained(tmp_path / "run").label2id) == sorted(NAMES)
 
 
-def disk_full(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    ("script", "writer"),
-    [
-        (run_classification, "transformers.PreTrainedModel.save_pretrained"),
-        (run_classification, "torch.save"),
-        (run_classification, "focusvit_hf.training.save_file"),
-        (run_classification, "transformers.TrainerState.save_to_json"),
-        (run_classification_no_trainer, "accelerate.Accelerator.save_state"),
-        (run_classification_no_trainer, "focusvit_hf.training.save_file"),
-        (run_classification_no_trainer, "run_classification_no_trainer.write_json"),
-    ],
-)
-def test_a_full_disk_leaves_the_old_checkpoint(blob_dir, tmp_path, monkeypatch, script, writer):
+def test_the_final_evaluation_keeps_to_the_pictures_asked_for(blob_dir, tmp_path):
     output_dir = tmp_path / "run"
-    command = flags(
-        blob_dir, output_dir, max_steps=4, ema_decay=0.9, save_strategy="steps", save_steps=2, save_total_limit=1
-    )
-    script.main([*command, "--final_evaluation", "False"])
-    longer = [*command, "--max_steps", "6"]
-    before = {path.name: path.read_bytes() for path in (output_dir / "checkpoint-4").iterdir()}
-    with monkeypatch.context() as full:
-        full.setattr(writer, disk_full)
-        with pytest.raises(OSError, match="No space left") as caught:
-            script.main(longer)
-    assert any("older ones are untouched" in note for note in caught.value.__notes__)
-    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert {path.name: path.read_bytes() for path in (output_dir / "checkpoint-4").iterdir()} == before
-    assert not (output_dir / ".incomplete").exists()
-    script.main(longer)
-    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-6"]
+    figures = run_classification.main(flags(blob_dir, output_dir, max_steps=1, max_eval_samples=7))
+    assert figures["test_accuracy"] * 7 == pytest.approx(round(figures["test_accuracy"] * 7))
+    assert json.loads((output_dir / "training_log.json").read_text())["pictures"]["test"] == 7
+    told = next(item for item in fields(TrainingArguments) if item.name == "final_evaluation").metadata["help"]
+    assert "--max_eval_samples" in told and "whole" not in told
 
 
-@SCRIPTS
-def test_a_full_disk_at_the_end_leaves_the_old_model(blob_dir, tmp_path, monkeypatch, script):
-    output_dir = tmp_path / "run"
-    command = flags(blob_dir, output_dir, max_steps=2, final_evaluation=False)
-    script.main(command)
-    before = {path.name: path.read_bytes() for path in output_dir.iterdir() if path.is_file()}
-    monkeypatch.setattr("focusvit_hf.FocusViTImageProcessor.save_pretrained", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        script.main([*command, "--overwrite_output_dir", "--seed", "1"])
-    model = "model.safetensors"
-    assert (output_dir / model).read_bytes() == before[model]
-    assert not (output_dir / ".incomplete").exists()
-
-
-@SCRIPTS
-def test_a_diverged_run_stops_and_keeps_its_checkpoint(blob_dir, tmp_path, monkeypatch, script):
-    output_dir = tmp_path / "run"
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8}
-    forward = focusvit_hf.FocusViTForImageClassification.forward
-
-    def diverging(self, *args, **kwargs):
-        diverging.calls += 1
-        outputs = forward(self, *args, **kwargs)
-        return outputs if diverging.calls < 4 else {"logits": outputs.logits * float("nan")}
-
-    diverging.calls = 0
-    monkeypatch.setattr("focusvit_hf.FocusViTForImageClassification.forward", diverging)
-    with pytest.raises(ValueError, match="expected a finite loss, got nan at step 4"):
-        script.main(flags(blob_dir, output_dir, **saving))
-    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
-
-
-def test_a_folder_with_other_files_is_refused(blob_dir, tmp_path):
-    output_dir = tmp_path / "run"
-    output_dir.mkdir()
-    (output_dir / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="expected an empty output_dir"):
-        run_classification.main(flags(blob_dir, output_dir))
-    with pytest.raises(ValueError, match="expected a checkpoint"):
-        run_classification.main(flags(blob_dir, output_dir, resume_from_checkpoint="True"))
-    with pytest.raises(ValueError, match="expected a checkpoint"):
-        run_classification.main(flags(blob_dir, output_dir, resume_from_checkpoint=str(tmp_path / "nowhere")))
-    assert [path.name for path in output_dir.iterdir()] == ["thesis.txt"]
-
-
-def test_resuming_another_model_is_refused(blob_dir, tmp_path):
-    output_dir = tmp_path / "run"
-    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "final_evaluation": False}
-    run_classification.main(flags(blob_dir, output_dir, **saving))
-    with pytest.raises(ValueError, match="num_latents"):
-        run_classification.main(flags(blob_dir, output_dir, config={"num_latents": 3}, **saving))
+def test_the_card_of_the_base_is_looked_at_before_training(blob_dir, tmp_path, caplog):
+    base = tmp_path / "base"
+    short = {"max_steps": 1, "do_eval": None, "final_evaluation": False, "log_level": "warning"}
+    run_classification.main(flags(blob_dir, base, **short))
+    (base / "README.md").write_text("---\nlicense: [MIT]\nbase_model: [me/first, me/second]\n---\n")
+    fine_tuning = {**short, "preset": None, "config_overrides": None, "model_name_or_path": base}
+    for script in BOTH:
+        caplog.clear()
+        script.main(flags(blob_dir, tmp_path / script.__name__, **fine_tuning))
+        card = ModelCard.load(tmp_path / script.__name__ / "README.md")
+        assert card.data.license == "mit" and card.data.base_model is None
+        assert "| began from | base |" in card.text
+        assert "got ['me/first', 'me/second']" in caplog.text
+        with pytest.raises(ValueError, match="expected a license_name in the card beside license: other, got none"):
+            script.main(flags(blob_dir, tmp_path / "refused", **fine_tuning, license="other"))
+        assert not (tmp_path / "refused").exists()
 
 
 def test_the_test_split_is_not_chosen_on(blob_dir, tmp_path):

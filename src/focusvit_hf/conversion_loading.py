@@ -11,11 +11,15 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_focusvit import LARGEST_SIZE, FocusViTConfig
 from .conversion_sources import MODEL_CLASSES, check_model_type, settings_of_config
 from .errors import joined
+from .model_card import is_identifier
 
+
+logger = logging.get_logger(__name__)
 
 # Of a checkpoint's model card, what a model made of it has to repeat.
 LICENCE_KEYS = ("license", "license_name", "license_link")
@@ -113,7 +117,8 @@ def _load(architecture: str, name: str | Path, config: Any, **options: Any) -> t
 
 def licence_of(name: str | Path) -> dict[str, Any]:
     """
-    Licence and base model from a checkpoint's model card, where the card lies on this machine.
+    Licence and base model from a checkpoint's model card, where the card lies on this machine, as another card can
+    repeat them. What it cannot repeat, such as several licences or base models, is left out with a warning.
 
     Args:
         name (`str` or `Path`): A folder, or a name on the Hub.
@@ -131,4 +136,22 @@ def licence_of(name: str | Path) -> dict[str, Any]:
             cached = None
         card, base = Path(cached if isinstance(cached, str) else ""), {"base_model": str(name)}
     metadata = (metadata_load(card) or {}) if card.is_file() else {}
-    return {key: metadata[key] for key in (*LICENCE_KEYS, "base_model") if key in metadata} | base
+    return _repeatable(metadata, card) | base
+
+
+def _repeatable(metadata: Mapping[str, Any], card: Path) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key in (*LICENCE_KEYS, "base_model"):
+        found = metadata.get(key)
+        value = found[0] if isinstance(found, list) and len(found) == 1 else found
+        if key == "license" and isinstance(value, str):
+            value = value.lower()
+        if is_identifier(value) if key == "license" else isinstance(value, str) and value:
+            known[key] = value
+        elif found is not None:
+            form = "as the Hub abbreviates it, such as apache-2.0" if key == "license" else "as text"
+            logger.warning(f"Expected {key} in {card} {form}, got {found!r}, which is left out.")
+    if known.get("license") == "other" and "license_name" not in known:
+        logger.warning(f"Expected a license_name in {card} beside license: other, got none, so it is left out.")
+        del known["license"]
+    return known

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from .image_processing_focusvit import FocusViTImageProcessor
 
@@ -28,12 +31,41 @@ _IDLE_OPTIONS = (
 )
 
 
-def load_image_processor(name: str | Path) -> BaseImageProcessor | None:
-    """The image processor of a folder or a name on the Hub, None where there is none."""
+def load_image_processor(
+    name: str | Path, kind: Any = AutoImageProcessor, **options: Any
+) -> BaseImageProcessor | None:
+    """
+    The image processor of a checkpoint.
+
+    Args:
+        name (`str` or `Path`): A folder, or a name on the Hub.
+        kind (`type`, *optional*, defaults to `AutoImageProcessor`): The class to load it by.
+        options: Of its `from_pretrained`, such as `revision`.
+
+    Returns:
+        [`BaseImageProcessor`], or `None` where the checkpoint is known to have none.
+
+    Raises:
+        ValueError: when there is one that cannot be read, and when it is not known whether there is one.
+    """
     try:
-        return AutoImageProcessor.from_pretrained(str(name), trust_remote_code=False)
-    except OSError:
-        return None
+        return kind.from_pretrained(str(name), trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        if _has_none(name, options.get("cache_dir"), options.get("revision")):
+            return None
+        raise ValueError(f"Expected an image processor in {name}, got: {error}") from error
+
+
+def _has_none(name: str | Path, cache_dir: str | Path | None, revision: str | None) -> bool:
+    """Whether a checkpoint has no image processor: seen in a folder, and of the Hub remembered in the cache."""
+    files = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+    if Path(name).is_dir():
+        return not any((Path(name) / file).exists() for file in files)
+    try:
+        own, shared = (try_to_load_from_cache(str(name), file, cache_dir, revision) for file in files)
+    except HFValidationError:
+        return False
+    return own is _CACHED_NO_EXIST and not isinstance(shared, str)
 
 
 def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
@@ -93,9 +125,9 @@ def convert_image_processor(
         [`FocusViTImageProcessor`].
 
     Raises:
-        ValueError: when there is no processor, when it has an option that FocusViT's does not have, when it makes
-            pictures that the patch does not divide, or when it disagrees with the configuration, such as in
-            `image_mean`, which [`convert_vit_checkpoint`] takes from the folder or else from its overrides.
+        ValueError: when there is no processor, when it cannot be read or has an option that FocusViT's does not have,
+            when it makes pictures that the patch does not divide, or when it disagrees with the configuration, such as
+            in `image_mean`, which [`convert_vit_checkpoint`] takes from the folder or else from its overrides.
     """
     if isinstance(processor_or_name, (str, Path)):
         processor = load_image_processor(processor_or_name)

@@ -153,9 +153,14 @@ def check_card(card: ModelCard) -> None:
         raise ValueError("expected metadata in the card that YAML gives back as they are, got others")
 
 
+def is_identifier(value: Any) -> bool:
+    """Whether a card's value is written as the Hub's identifiers are."""
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
 def check_identifier(name: str, value: Any) -> None:
     """ValueError unless a card's `value` under `name` is written as the Hub's identifiers are, or is None."""
-    if value is not None and not (isinstance(value, str) and _IDENTIFIER.fullmatch(value)):
+    if value is not None and not is_identifier(value):
         raise ValueError(f"expected {name} as the Hub abbreviates it, such as apache-2.0, got {value!r}")
 
 
