@@ -32,14 +32,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
-from focusvit_hf.files import read_json, write_json
+from focusvit_hf.files import discarded_on_error, read_json, replace_files, write_json
 from focusvit_hf.metrics import TopKAccuracy
 from focusvit_hf.training import (
     STAGING_FOLDER,
     ExponentialMovingAverage,
-    discarded_on_error,
     parameter_groups,
-    replace_files,
     require_finite,
     soft_cross_entropy,
 )
@@ -314,6 +312,9 @@ class Loop:
         self.accelerator.wait_for_everyone()
         staging = self.args.folder / STAGING_FOLDER
         main = self.args.should_save
+        if main:
+            # What a killed run left there would come along.
+            shutil.rmtree(staging, ignore_errors=True)
         with self.averaged(), discarded_on_error(staging if main else None):
             weights = self.accelerator.get_state_dict(self.model)
             if main:

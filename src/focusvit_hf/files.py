@@ -56,6 +56,26 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def discarded_on_error(folder: Path | None) -> Iterator[None]:
+    """Removes a half-written `folder` where writing failed, and says in the error that nothing older was touched."""
+    try:
+        yield
+    except Exception as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        error.add_note("The new checkpoint could not be written and was discarded; older ones are untouched.")
+        raise
+
+
+def replace_files(source: Path, target: Path) -> None:
+    """Moves every file of the folder `source` into `target`, each in one step, and removes `source`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        os.replace(path, target / path.name)
+    source.rmdir()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """[`write_whole`] of `content` as JSON with sorted keys; what JSON does not know becomes text."""
     text = json.dumps(content, indent=2, sort_keys=True, default=str, ensure_ascii=False)

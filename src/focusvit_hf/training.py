@@ -23,7 +23,7 @@ from transformers.trainer_utils import _is_peft_model, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .distillation import Distillation
-from .files import write_whole
+from .files import discarded_on_error, replace_files, write_whole
 from .model_card import trainer_card
 from .modeling_focusvit import FocusViTPreTrainedModel
 
@@ -442,23 +442,3 @@ class FocusViTTrainer(Trainer):
         if self._pending_push:
             self._pending_push = False
             super()._push_from_checkpoint(str(run_folder / name))
-
-
-@contextlib.contextmanager
-def discarded_on_error(folder: Path | None) -> Iterator[None]:
-    """Removes a half-written `folder` where writing failed, and says in the error that nothing older was touched."""
-    try:
-        yield
-    except Exception as error:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        error.add_note("The new checkpoint could not be written and was discarded; older ones are untouched.")
-        raise
-
-
-def replace_files(source: Path, target: Path) -> None:
-    """Moves every file of the folder `source` into `target`, each in one step, and removes `source`."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        os.replace(path, target / path.name)
-    source.rmdir()
