@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTImageProcessor
+from focusvit_hf.elastic import ElasticSuperpixels
 from focusvit_hf.superpixels import slic, tile_ids
 
 
@@ -272,6 +274,44 @@ def test_a_model_without_labels_has_no_classifier(tiny_model, pixels):
     assert torch.equal(logits(model, pixels), model.focusvit(pixels).pooler_output)
 
 
+# Other devices.
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_can_wait_elsewhere_until_their_module_is_called(tiny_model, pixels, variant):
+    model = tiny_model(**variant)
+    expected = logits(model, pixels)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    torch.testing.assert_close(logits(model, pixels), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("variant", [{"attention_area_bias": True}, {"classifier_pooling": "cls_patch_mean"}])
+@pytest.mark.parametrize("layers", [[LATENT] * 3, [FULL, LATENT, FULL], [LATENT, FULL, LATENT]])
+def test_layers_can_lie_on_other_devices(tiny_model, pixels, layers, variant):
+    model = tiny_model(layer_types=layers, num_hidden_layers=3, **variant)
+    shape = model(pixels).logits.shape
+    backbone = model.focusvit
+    for module in (*backbone.layers, backbone.layernorm, model.classifier):
+        # Stands for a second device.
+        module.to("meta")
+        module.register_forward_pre_hook(
+            lambda module, args: tuple(None if value is None else value.to("meta") for value in args)
+        )
+    outputs = model(pixels)
+    assert outputs.logits.device.type == "meta"
+    assert outputs.logits.shape == shape
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"patch_pooling": "grid"}, {"patch_pooling": "none"}])
+def test_a_forward_without_data(tiny_model, pixels, variant):
+    model = tiny_model(**variant, attention_area_bias=True).to("meta")
+    labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    for outputs in (model(pixels.to("meta"), labels=labels), model.train()(pixels.to("meta"), labels=labels)):
+        assert outputs.logits.device.type == "meta"
+        assert outputs.logits.shape == (4, 5)
+
+
 # Other sizes.
 
 
@@ -348,6 +388,20 @@ def test_input_that_does_not_fit_is_refused(tiny_model, pixel_values, superpixel
 def test_a_map_for_a_control_is_refused(tiny_model, pixels, ids, pooling):
     with pytest.raises(ValueError, match=f"this model pools with patch_pooling='{pooling}'"):
         tiny_model(patch_pooling=pooling)(pixels, ids)
+
+
+def test_superpixels_of_scikit_image_are_the_processors_alone(tiny_model, pixels, ids):
+    model = tiny_model(superpixel_method="skimage")
+    for each in (model, model.focusvit):
+        with pytest.raises(ValueError, match=r"that FocusViTImageProcessor returns.*superpixel_method='skimage', got"):
+            each(pixels)
+    assert torch.equal(logits(model, pixels, ids), logits(tiny_model(), pixels))
+    with pytest.raises(ValueError, match=r"superpixel_method 'torch' to draw .* got 'skimage'"):
+        ElasticSuperpixels(model.config, (4, 9))
+    # The controls need no map.
+    model = tiny_model(superpixel_method="skimage", patch_pooling="grid")
+    assert torch.equal(logits(model, pixels), logits(tiny_model(patch_pooling="grid"), pixels))
+    assert ElasticSuperpixels(model.config, (4, 9)).num_superpixels == (4, 9)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])

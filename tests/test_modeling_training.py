@@ -1,9 +1,11 @@
 """Gradients, losses, stochastic depth, precision, and graphs of the model."""
 
+import copy
 import itertools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from focusvit_hf import superpixel_pooling
 from focusvit_hf.modeling_focusvit import FocusViTDropPath
@@ -67,6 +69,62 @@ def test_checkpointing_gives_the_same_gradients(tiny_model, pixels, variant, use
         torch.testing.assert_close(gradient, expected[name])
     # The layer ran again for the gradients.
     assert len(calls) == 2
+
+
+def _layers_again(model, pixels, **options):
+    model.gradient_checkpointing_enable(options)
+    return model(pixels).logits
+
+
+def _all_again(model, pixels, **options):
+    return checkpoint(lambda pixels: model(pixels).logits, pixels.requires_grad_(), **options)
+
+
+def _compiled(model, pixels, run=lambda model, pixels: model(pixels).logits):
+    torch.compiler.reset()
+    return run(torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager"), pixels)
+
+
+def _compiled_stem(model, pixels):
+    torch.compiler.reset()
+    model.focusvit.embeddings.units.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    return model(pixels).logits
+
+
+def _without_gradients(model, pixels):
+    with torch.no_grad():
+        return model(pixels).logits
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(lambda model, pixels: model(pixels).logits, id="plain"),
+        pytest.param(_without_gradients, id="without gradients"),
+        pytest.param(lambda *args: _layers_again(*args, use_reentrant=False), id="layers again"),
+        pytest.param(lambda *args: _layers_again(*args, use_reentrant=True), id="layers again, reentrant"),
+        pytest.param(lambda *args: _all_again(*args, use_reentrant=False), id="all again"),
+        pytest.param(lambda *args: _all_again(*args, use_reentrant=True), id="all again, reentrant"),
+        pytest.param(_compiled, id="compiled"),
+        pytest.param(
+            lambda *args: _compiled(*args, lambda *args: _layers_again(*args, use_reentrant=False)),
+            id="compiled, layers again",
+        ),
+        pytest.param(_compiled_stem, id="compiled stem"),
+    ],
+)
+def test_statistics_move_once_a_step(tiny_model, pixels, run):
+    model = tiny_model().train()
+    stem = model.focusvit.embeddings.units
+    plain = copy.deepcopy(stem)
+    for step in range(2):
+        plain(pixels + step)
+        answers = run(model, pixels + step)
+        if answers.requires_grad:
+            answers.square().sum().backward()
+        for name, expected in plain.named_buffers():
+            torch.testing.assert_close(stem.get_buffer(name), expected, msg=name)
 
 
 def test_pixels_have_a_gradient_given_a_map(tiny_model, small_photographs, pixels):
@@ -170,6 +228,39 @@ def test_training_under_autocast(tiny_model, pixels, variant):
         assert distance <= 0.1 * expected[name].norm() + 0.02, name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", [*VARIANTS, {"patch_pooling": "grid"}, {"patch_pooling": "none"}])
+def test_the_stream_stays_in_float32_under_autocast(tiny_model, pixels, ids, variant, dtype):
+    model = tiny_model(**variant).focusvit
+    streams = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda module, args: streams.append([*args[:2]]))
+    given = {} if "patch_pooling" in variant else {"superpixel_ids": ids}
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        answer = model(pixels, **given)
+    prefix = model.embeddings.cls_token
+    if variant.get("position_embedding_type") == "learned":
+        prefix = prefix + model.embeddings.position.table[:, :1]
+    assert {states.dtype for pair in streams for states in pair if states is not None} == {torch.float32}
+    assert torch.equal(streams[0][0][:, :1], prefix.expand(4, -1, -1))
+    if "layer_types" not in variant:
+        assert torch.equal(streams[0][0][:, 1:], model.latents.expand(4, -1, -1))
+    assert answer.last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_an_absent_superpixel_has_finite_gradients_under_autocast(tiny_model, pixels, implementation):
+    model = tiny_model(attention_area_bias=True, attn_implementation=implementation, **MIXED).train()
+    masks = []
+    model.focusvit.layers[0].register_forward_pre_hook(lambda module, args: masks.append(args[2]))
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            found = gradients(model, pixels, superpixel_ids=torch.zeros(4, 16, 16, dtype=torch.int64))
+        assert masks[-1].to(dtype).isfinite().all()
+        for name, gradient in found.items():
+            assert gradient.isfinite().all(), name
+
+
 def test_an_absent_superpixel_has_finite_gradients_in_half_precision(tiny_model, pixels):
     model = tiny_model(attention_area_bias=True, **MIXED).to(torch.bfloat16).train()
     ids = torch.zeros(4, 16, 16, dtype=torch.int64)
@@ -197,6 +288,21 @@ def test_one_graph_from_pixels_to_loss(tiny_model, pixels, variant):
     compiled(pixels, labels=torch.arange(4)).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_one_graph_with_a_frozen_stem(tiny_model, pixels, changed):
+    model = tiny_model().train()
+    stem = model.focusvit.embeddings.units.requires_grad_(False)
+    if changed:
+        stem.cells.convolution.register_forward_hook(lambda module, args, output: 2 * output)
+    before = copy.deepcopy(dict(stem.named_buffers()))
+    expected = gradients(model, pixels)
+    torch.compiler.reset()
+    model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    for name, gradient in gradients(model, pixels).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in stem.named_buffers())
 
 
 @pytest.mark.parametrize("with_map", [False, True])

@@ -29,7 +29,7 @@ def base(tiny_model, tmp_path):
     return tmp_path / "base"
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], [*ATTENTION, "fc1", "fc2"]])
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], [*ATTENTION, "fc1", "fc2"], ["v_proj", "convolution"]])
 def test_lora_trains_saves_and_loads(base, batch, tmp_path, targets):
     before = FocusViTForImageClassification.from_pretrained(base).state_dict()
     options = LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=["classifier"])
@@ -41,6 +41,7 @@ def test_lora_trains_saves_and_loads(base, batch, tmp_path, targets):
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
+    model.train()
     for _ in range(12):
         loss = model(**batch).loss
         loss.backward()
@@ -64,3 +65,21 @@ def test_lora_trains_saves_and_loads(base, batch, tmp_path, targets):
     assert plain.keys() == before.keys()
     changed = {name for name in plain if not torch.equal(plain[name], before[name])}
     assert changed and all(any(part in name for part in (*targets, "classifier")) for name in changed)
+
+
+def test_trained_normalisation_is_saved_with_its_statistics(base, batch, tmp_path):
+    norms = ["cells.norm", "mixing.norm"]
+    options = LoraConfig(target_modules=ATTENTION, modules_to_save=["classifier", *norms])
+    model = get_peft_model(FocusViTForImageClassification.from_pretrained(base), options).train()
+    for _ in range(3):
+        model(**batch).loss.backward()
+    model.eval().save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(
+        FocusViTForImageClassification.from_pretrained(base), tmp_path / "adapter"
+    ).eval()
+    found, start = again.merge_and_unload(), FocusViTForImageClassification.from_pretrained(base)
+    for norm in norms:
+        mean = f"focusvit.embeddings.units.{norm}.running_mean"
+        assert not torch.allclose(found.get_buffer(mean), start.get_buffer(mean))
+    with torch.no_grad():
+        torch.testing.assert_close(found(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-4)

@@ -116,6 +116,17 @@ def test_an_absent_id_has_a_finite_geometry():
     assert shapes[0, 1:].tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]] * 2
 
 
+def test_an_empty_batch_has_an_empty_geometry():
+    ids = torch.zeros(0, 4, 6, dtype=torch.int64)
+    assert geometry(ids, 3).shape == (0, 3, 5)
+    assert Regions(ids, 3).sums(torch.zeros(1, 24, 2)).shape == (0, 3, 2)
+
+
+def test_there_is_a_geometry_without_data():
+    ids = torch.zeros(2, 4, 6, dtype=torch.int64, device="meta")
+    assert geometry(ids, 3).shape == (2, 3, 5)
+
+
 def test_renumbering_permutes_overlap_and_geometry_bit_for_bit(photographs):
     ids = slic(photographs)
     order = torch.randperm(49)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
 import reference
 from focusvit_hf import superpixel_pooling
@@ -224,6 +225,9 @@ def test_learned_position_is_the_table_at_the_trained_size_and_smooth_at_others(
         grid = position.patch_positions((4, 4)).view(4, 4, 32)
     torch.testing.assert_close(grid, grid[:, :1].expand_as(grid))
     assert (grid[1:, 0, 0] > grid[:-1, 0, 0]).all()
+    prefix, patches = position((4, 4))
+    assert torch.equal(prefix, position.table[:, :1])
+    assert torch.equal(patches, grid.view(1, 16, 32))
 
 
 # Embeddings.
@@ -254,8 +258,10 @@ def test_normalisation_is_folded_into_the_convolution_in_evaluation(kernel, stri
     for value in (block.norm.weight, block.norm.bias):
         torch.nn.init.normal_(value)
     pixels = torch.randn(2, 3, 28, 56)
-    for _ in range(5):
-        assert block(pixels).shape == (2, 8, 28 // stride, 56 // stride)
+    assert block(pixels).shape == (2, 8, 28 // stride, 56 // stride)
+    torch.testing.assert_close(block.norm.running_mean, 0.1 * block.convolution(pixels).mean(dim=(0, 2, 3)))
+    for _ in range(4):
+        block(pixels)
     # Each channel of a batch in training has the bias as its mean, and the statistics have begun to follow it.
     torch.testing.assert_close(block(pixels).mean(dim=(0, 2, 3)), block.norm.bias, rtol=1e-4, atol=1e-4)
     assert block.norm.running_mean.abs().max() > 0
@@ -269,6 +275,74 @@ def test_normalisation_is_folded_into_the_convolution_in_evaluation(kernel, stri
         strict=True,
     ):
         torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-2)
+
+
+class _Doubled(torch.nn.Conv2d):
+    def forward(self, pixels):
+        return 2 * super().forward(pixels)
+
+
+def _hooked(block):
+    block.convolution.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def _hooked_before(block):
+    block.norm.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+
+
+def _subclass(block):
+    block.convolution.__class__ = _Doubled
+
+
+def _pruned(block):
+    prune.random_unstructured(block.convolution, "weight", 0.5)
+    # As after a step of training: what is pruned anew from it is seen in a call alone.
+    with torch.no_grad():
+        block.convolution.weight_orig.mul_(2)
+
+
+CHANGES = [_hooked, _hooked_before, _subclass, _pruned]
+
+
+def block_with_statistics():
+    torch.manual_seed(0)
+    block = FocusViTConvNorm(3, 8, 8, 4)
+    for _ in range(5):
+        block(torch.randn(2, 3, 16, 16) + 1)
+    return block
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_done_to_the_parts_of_a_block_counts_in_evaluation(change):
+    block, plain, pixels = block_with_statistics().eval(), block_with_statistics().eval(), torch.randn(2, 3, 16, 16)
+    change(block)
+    torch.testing.assert_close(block(pixels), block.norm(block.convolution(pixels)))
+    assert not torch.allclose(block(pixels), plain(pixels))
+
+
+def test_calls_of_the_parts_of_a_block_are_seen_by_their_hooks():
+    block, seen = block_with_statistics().eval(), []
+    block.convolution.register_full_backward_hook(lambda *args: seen.append("convolution"))
+    block.norm.register_forward_hook(lambda *args: seen.append("norm"))
+    block(torch.randn(2, 3, 16, 16, requires_grad=True)).sum().backward()
+    assert seen == ["norm", "convolution"]
+
+
+@pytest.mark.parametrize("change", [None, torch.nn.SyncBatchNorm.convert_sync_batchnorm, _hooked, _subclass])
+def test_frozen_weights_of_normalisation_freeze_its_statistics(change):
+    block, pixels = block_with_statistics(), torch.randn(2, 3, 16, 16)
+    if change is not None:
+        change(block)
+    expected = block.eval()(pixels)
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    block.train().norm.requires_grad_(False)
+    torch.testing.assert_close(block(pixels), expected)
+    for name, buffer in block.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    # The other way to freeze them.
+    block.norm.requires_grad_()
+    block.norm.eval()
+    torch.testing.assert_close(block(pixels), expected)
 
 
 def test_patch_embedding_is_that_of_vit(tiny_config):
@@ -336,19 +410,41 @@ def test_chunks_equal_the_whole(tiny_config, photographs, monkeypatch, options):
     assert calls == ([4] if ids is None else [3, 1])
 
 
+@pytest.mark.parametrize("embedding_type", ["conv", "patch"])
+@pytest.mark.parametrize("position", ["dynamic", "learned"])
+def test_an_empty_batch_has_no_tokens(tiny_config, embedding_type, position):
+    config = tiny_config(embedding_type=embedding_type, position_embedding_type=position)
+    embeddings = FocusViTEmbeddings(config).eval()
+    outputs = embeddings(torch.zeros(0, 3, 32, 32), torch.zeros(0, 16, 16, dtype=torch.int64))
+    assert [output.shape for output in outputs] == [(0, 1, 32), (0, 16, 32), (0, 16)]
+
+
 def test_what_training_computes_again_gives_the_same_gradients(tiny_config, photographs, monkeypatch):
     ids = slic(photographs[:2, :, ::7, ::7], 16, cell_size=2)
     pixels = torch.randn(2, 3, 32, 32)
 
-    def gradients():
+    def gradients_and_statistics():
         torch.manual_seed(0)
         embeddings = FocusViTEmbeddings(tiny_config()).train()
         sum(output.square().sum() for output in embeddings(pixels, ids)).backward()
-        return {name: parameter.grad for name, parameter in embeddings.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in embeddings.named_parameters()}
+        return gradients, dict(embeddings.named_buffers())
 
-    expected = gradients()
+    found = gradients_and_statistics()
     monkeypatch.setattr(superpixel_pooling, "checkpoint", lambda function, *args, **options: function(*args))
-    torch.testing.assert_close(gradients(), expected)
+    torch.testing.assert_close(found, gradients_and_statistics())
+
+
+def test_training_without_gradients_normalises_the_whole_batch_once(tiny_config, photographs, monkeypatch):
+    monkeypatch.setattr(superpixel_pooling, "_CHUNK_BYTES", 1)
+    ids, pixels = slic(photographs[:, :, ::7, ::7], 16, cell_size=2), torch.randn(4, 3, 32, 32)
+    found = []
+    for with_gradients in (True, False):
+        torch.manual_seed(0)
+        embeddings = FocusViTEmbeddings(tiny_config()).train()
+        with torch.set_grad_enabled(with_gradients):
+            found.append((embeddings(pixels, ids), dict(embeddings.named_buffers())))
+    torch.testing.assert_close(*found)
 
 
 def test_regions_of_the_controls(tiny_config):

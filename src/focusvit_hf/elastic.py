@@ -27,8 +27,8 @@ class ElasticSuperpixels(TrainerCallback):
         seed (`int`, *optional*, defaults to 0): Seed of the run.
 
     Raises:
-        ValueError: for no or repeated numbers, for numbers that cannot be laid out on the configuration's picture, and
-            for a model that does not pool.
+        ValueError: for no or repeated numbers, for numbers that cannot be laid out on the configuration's picture, for
+            a model that does not pool, and for one that does not compute superpixels itself.
 
     Example:
 
@@ -50,6 +50,10 @@ class ElasticSuperpixels(TrainerCallback):
             raise ValueError(f"Expected one or more different numbers of superpixels to draw from, got {choices}.")
         for choice in choices:
             config.require_num_superpixels(choice)
+        if config.patch_pooling == "superpixel" and config.superpixel_method != "torch":
+            raise ValueError(
+                f"Expected superpixel_method 'torch' to draw numbers of superpixels, got {config.superpixel_method!r}."
+            )
         self.config = config
         self.num_superpixels = choices
         self.seed = seed

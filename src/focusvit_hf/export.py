@@ -255,7 +255,8 @@ def _example(
     images = images[:, [channel % 3 for channel in range(model.config.num_channels)]]
     inputs = {"pixel_values": pictures.normalize(images)}
     if graph_input == "superpixel_ids":
-        inputs["superpixel_ids"] = model.focusvit.compute_superpixel_ids(inputs["pixel_values"])
+        cut: Any = {"do_superpixels": True}
+        inputs["superpixel_ids"] = image_processor(views, return_tensors="pt", **cut)["superpixel_ids"]
     return inputs
 
 

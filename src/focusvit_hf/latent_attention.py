@@ -40,7 +40,8 @@ class FocusViTAttention(nn.Module):
     Args of `forward`:
         hidden_states (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`): Z'.
         context (`torch.FloatTensor` of shape `(batch_size, context_length, hidden_size)`, *optional*): X'.
-        attention_mask (`torch.FloatTensor` of shape `(batch_size, 1, 1, length + context_length)`, *optional*): b.
+        attention_mask (`torch.FloatTensor` of shape `(batch_size, 1, length, length + context_length)`, *optional*):
+            b, the same for every query.
     """
 
     def __init__(self, config: FocusViTConfig):

@@ -148,8 +148,16 @@ class FocusViTModel(FocusViTPreTrainedModel):
 
         Returns:
             `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
+
+        Raises:
+            ValueError: when the configuration's `superpixel_method` is not `"torch"`.
         """
         config = self.config
+        if config.superpixel_method != "torch":
+            raise ValueError(
+                "Expected pixel_values with the superpixel_ids that FocusViTImageProcessor returns, since the model "
+                f"computes none with superpixel_method={config.superpixel_method!r}, got pixel_values alone."
+            )
         # Superpixels see three channels: of more the first three, a single one thrice.
         channels = 3 if config.num_channels >= 3 else 1
         mean, std = (cast(list[float], values)[:channels] for values in (config.image_mean, config.image_std))
@@ -208,7 +216,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
                 "Expected attn_implementation 'eager' or 'sdpa' with attention_area_bias=True, which is a mask, "
                 f"got {implementation!r}."
             )
-        lowest = torch.finfo(dtype).min
+        # Finite in whatever type autocast makes of it, too.
+        lowest = torch.finfo(torch.float16).min
         return (area * area.shape[1]).log().clamp(min=lowest).to(dtype)[:, None, None, :]
 
     @merge_with_config_defaults
@@ -223,7 +232,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
-            `pixel_values` when absent.
+            `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
         """
         if pixel_values is None:
             raise ValueError("Expected pixel_values, got None.")
@@ -233,13 +242,14 @@ class FocusViTModel(FocusViTPreTrainedModel):
         prefix, tokens, area = self.embeddings(pixel_values.to(self.dtype), superpixel_ids)
         area_bias = self._area_bias(area, tokens.dtype)
 
-        # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself.
+        # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself. A layer
+        # on another device moves what it is given, and leaves there what it returns.
         stream, context = torch.cat((prefix, tokens), dim=1), None
         for layer, layer_type in zip(self.layers, self.layer_types, strict=True):
             if layer_type == "latent_attention" and context is None:
                 stream, context = self._split_off_context(stream, tokens.shape[1])
             elif layer_type == "full_attention" and context is not None:
-                stream, context = torch.cat((stream, context), dim=1), None
+                stream, context = torch.cat((stream, context.to(stream.device)), dim=1), None
             mask = self._mask(area_bias, stream, context)
             stream = layer(stream, context, mask, **kwargs)
 
@@ -257,7 +267,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
             return None
         if area is None:
             return sequence[:, self.config.num_prefix_tokens :].mean(dim=1)
-        weights = (area / area.sum(dim=1, keepdim=True)).to(sequence.dtype)
+        weights = (area / area.sum(dim=1, keepdim=True)).to(sequence)
         return (weights[:, None] @ sequence[:, -area.shape[1] :]).squeeze(1)
 
     def _split_off_context(self, stream: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,7 +278,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         split = stream.shape[1] - num_tokens
         queries, context = stream[:, :split], stream[:, split:]
         if split == self.config.num_prefix_tokens:
-            latents = self.latents.expand(stream.shape[0], -1, -1).to(stream.dtype)
+            latents = self.latents.expand(stream.shape[0], -1, -1).to(stream.device)
             queries = torch.cat((queries, latents), dim=1)
         return queries, context
 
@@ -313,7 +323,7 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
-            `pixel_values` when absent.
+            `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Class of each picture in [0, num_labels), or floating-point targets where `problem_type` says so.
         """

@@ -1,6 +1,9 @@
 """The regions of a map: sums over them, their overlap with units, their geometry."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch.amp import is_autocast_available
 
 from .tables import cached_table
 
@@ -55,7 +58,7 @@ class Regions:
             `torch.FloatTensor` of shape `(batch_size, K, C)`, float32 where it was added up in order, else of the
             values' type. Of a single map and many pictures the batch is the pictures'.
         """
-        with torch.autocast(values.device.type, enabled=False):
+        with without_autocast(values.device.type):
             if values.device.type == "cpu" and not torch.compiler.is_compiling():
                 return self._sums_in_order(values if values.dtype == torch.float64 else values.float())
             if exact and rounds_products(values.device.type):
@@ -71,7 +74,7 @@ class Regions:
         values = values.expand(batch, -1, -1)
         sums = values.new_zeros(batch * bins, values.shape[2])
         sums = sums.index_add(0, index.flatten(), values.reshape(-1, values.shape[2]))
-        return sums.view(batch, bins, -1)[:, : self.num_regions]
+        return sums.view(batch, bins, values.shape[2])[:, : self.num_regions]
 
     @property
     def moments(self) -> torch.Tensor:
@@ -114,6 +117,11 @@ def _cell_moments(height: int, width: int, device: torch.device) -> torch.Tensor
 def _cell_variances(height: int, width: int, device: torch.device) -> torch.Tensor:
     """(2,): variance of y and of x within a cell, in units of the picture."""
     return torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Within this context products keep the type of their arguments. Some devices, as meta, have no autocast."""
+    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 
 @torch.compiler.assume_constant_result

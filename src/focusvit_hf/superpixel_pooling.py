@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .configuration_focusvit import FocusViTConfig
-from .regions import Regions
+from .regions import Regions, without_autocast
 from .superpixels import superpixel_layout, tile_ids
 from .tables import cached_table
 
@@ -85,7 +86,7 @@ def _pool(
 ) -> torch.Tensor:
     # float16 is too narrow for the exponentials.
     dtype = torch.float32 if units.dtype == torch.float16 else units.dtype
-    with torch.autocast(units.device.type, enabled=False):
+    with without_autocast(units.device.type):
         pooled = (sums(units.to(dtype)) / total.clamp(min=_SMALLEST_AREA)).to(dtype)
         if with_maximum:
             # The shift cancels, and so do its gradients; compiled in bfloat16, those of amax can be 0 / 0.
@@ -137,10 +138,17 @@ def keep_variance(*layers: Any) -> None:
         layer.keeps_variance = True
 
 
+def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what one of these classes does, and no more."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in kinds and not hooks
+
+
 class FocusViTConvNorm(nn.Module):
     """
-    A convolution and batch normalisation (Ioffe and Szegedy, 2015), which is folded into it in evaluation. Where
-    several processes train, each normalises by its own part of the batch, unless `torch.nn.SyncBatchNorm` took over.
+    A convolution and batch normalisation (Ioffe and Szegedy, 2015), which is folded into it in evaluation and where
+    its weights are frozen: then the statistics are, too. Where several processes train, each normalises by its own
+    part of the batch, unless `torch.nn.SyncBatchNorm` took over.
 
     `(batch_size, inputs, height, width)` to `(batch_size, outputs, height / stride, width / stride)`.
     """
@@ -149,19 +157,28 @@ class FocusViTConvNorm(nn.Module):
         super().__init__()
         padding = (kernel_size - stride + 1) // 2
         self.convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, bias=False)
-        # Training computes the stem twice for its gradients, so that the statistics move by a tenth a step.
-        self.norm = nn.BatchNorm2d(outputs, momentum=0.05)
+        self.norm = nn.BatchNorm2d(outputs)
         keep_variance(self.convolution)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            return self.norm(self.convolution(pixels))
         norm, convolution = self.norm, self.convolution
-        mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        weight = convolution.weight * scale[:, None, None, None]
-        bias = torch.addcmul(norm.bias, mean, scale, value=-1)
-        return nn.functional.conv2d(pixels, weight, bias, convolution.stride, convolution.padding)
+        if norm.training and norm.weight.requires_grad:
+            return norm(convolution(pixels))
+        # What was replaced, hooked or put elsewhere has to be called.
+        if _is_plain(convolution, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+            kernel, factor = convolution.weight, norm.weight
+            if kernel.device == factor.device == pixels.device:
+                mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+                scale = factor * (variance + norm.eps).rsqrt()
+                weight = kernel * scale[:, None, None, None]
+                bias = torch.addcmul(norm.bias, mean, scale, value=-1)
+                return nn.functional.conv2d(pixels, weight, bias, convolution.stride, convolution.padding)
+        cells = convolution(pixels)
+        if not norm.training:
+            return norm(cells)
+        return nn.functional.batch_norm(
+            cells, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
 
 
 class FocusViTConvEmbedding(nn.Module):
@@ -231,6 +248,9 @@ class FocusViTLearnedPosition(nn.Module):
     Position from ViT's table, one entry a patch (before them one for the class token, and one for the distillation
     token where there is one), pooled over a token's region with the same weights as the patches, and interpolated
     (bicubic, in float32) at other resolutions.
+
+    `grid` = (rows, columns) of patches to the entries of the prefix, `(1, num_prefix, hidden_size)`, and of the
+    patches, `(1, rows * columns, hidden_size)`.
     """
 
     def __init__(self, config: FocusViTConfig):
@@ -242,6 +262,9 @@ class FocusViTLearnedPosition(nn.Module):
         self.num_prefix = config.num_prefix_tokens - config.num_register_tokens
         patches = self.grid[0] * self.grid[1]
         self.table = nn.Parameter(torch.zeros(1, self.num_prefix + patches, config.hidden_size))
+
+    def forward(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.table[:, : self.num_prefix], self.patch_positions(grid)
 
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table at `grid` = (rows, columns) of patches: `(1, rows * columns, hidden_size)`."""
@@ -314,14 +337,17 @@ class FocusViTEmbeddings(nn.Module):
             )
         else:
             pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
-        tokens = self.projection(pooled)
+        # Autocast narrows what a product gives. As in ViT, what is added up from here on is not narrowed.
+        tokens = self.projection(pooled).to(self.cls_token.dtype)
 
         if isinstance(self.position, FocusViTLearnedPosition):
-            positions = self.position.patch_positions(patches)
-            tokens = tokens + pool_units(positions.to(tokens.dtype), patch_weights)
+            prefix_positions, patch_positions = self.position(patches)
+            prefix = self.prefix(prefix_positions)
+            tokens = tokens + pool_units(patch_positions, patch_weights)
         else:
+            prefix = self.prefix()
             tokens = tokens + self.position(shapes)
-        prefix = self.prefix().expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+        prefix = prefix.expand(tokens.shape[0], -1, -1)
         return self.dropout(prefix), self.dropout(tokens), shapes[..., 2]
 
     def pool(
@@ -338,10 +364,18 @@ class FocusViTEmbeddings(nn.Module):
             patch = self.config.patch_size
             patches = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
             patch_weights = self.patch_weights(regions, shapes, patches)
-        units = self.units(pixel_values)
+        units = self._embed(pixel_values)
         if patch_weights is None or self.uses_cells:
             return pool_cells(units, regions), shapes, patch_weights
         return pool_units(units, patch_weights), shapes, patch_weights
+
+    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The units. Their statistics move in the forward pass, and not where the backward pass computes it again."""
+        # A compiled graph has its mutations once, and takes what is computed again apart itself.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return self.units(pixel_values)
+        copies = {name: buffer.clone() for name, buffer in self.units.named_buffers()}
+        return functional_call(self.units, copies, pixel_values)
 
     def _pool_in_chunks(
         self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
@@ -351,6 +385,8 @@ class FocusViTEmbeddings(nn.Module):
         count = max(1, _CHUNK_BYTES // picture)
         batch = pixel_values.shape[0]
         whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or pixel_values.device.type != "cpu"
+        # Training normalises over the batch.
+        whole = whole or self.training
         if whole or batch <= count or ids.shape[0] != batch:
             return self.pool(pixel_values, ids, num_regions)
         chunks = [
@@ -359,13 +395,16 @@ class FocusViTEmbeddings(nn.Module):
         pooled, shapes, weights = zip(*chunks, strict=True)
         return torch.cat(pooled), torch.cat(shapes), None if weights[0] is None else torch.cat(weights)
 
-    def prefix(self) -> torch.Tensor:
-        """Class token, distillation token and registers: `(1, num_prefix_tokens, hidden_size)`."""
+    def prefix(self, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Class token, distillation token and registers: `(1, num_prefix_tokens, hidden_size)`. `positions` are those of
+        all but the registers, where they are learned.
+        """
         prefix: torch.Tensor = self.cls_token
         if self.config.use_distillation_token:
             prefix = torch.cat((prefix, self.distillation_token), dim=1)
-        if isinstance(self.position, FocusViTLearnedPosition):
-            prefix = prefix + self.position.table[:, : self.position.num_prefix]
+        if positions is not None:
+            prefix = prefix + positions
         if self.config.num_register_tokens:
             prefix = torch.cat((prefix, self.register_tokens), dim=1)
         return prefix

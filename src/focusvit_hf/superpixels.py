@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from .cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums
-from .regions import geometry, overlap, rounds_products
+from .regions import geometry, overlap, rounds_products, without_autocast
 from .tables import cached_table
 
 
@@ -302,7 +302,7 @@ def slic_of_cells(
         colours = colours * tiling.valid
     features = torch.cat((tiling.places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
 
-    with torch.autocast(sums.device.type, enabled=False):
+    with without_autocast(sums.device.type):
         best, counts = _iterate(features, tiling, num_tiles, num_iterations)
     candidate = best.to(torch.int32).remainder(_PACK)
     ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.cell_position]
