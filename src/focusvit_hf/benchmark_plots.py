@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .benchmark_report import memory_of, settings_of, times_of
+from .benchmark_report import machine, memory_of, settings_of, times_of
 from .files import write_whole
 
 
@@ -251,6 +251,6 @@ def footnote(result: Mapping[str, Any]) -> str:
     place = result["environment"]
     compiled = ", compiled" if result["settings"]["compiled"] else ""
     return (
-        f"{place['device']}, {place['threads']} threads, {place['dtype']}{compiled}, torch {place['torch']}, "
+        f"{machine(place)}, {place['threads']} threads, {place['dtype']}{compiled}, torch {place['torch']}, "
         f"transformers {place['transformers']}, medians of {result['settings']['repeats']}, {place['date'][:10]}"
     )

@@ -11,6 +11,7 @@ from skimage.data import chelsea
 
 from .benchmark import environment
 from .benchmark_parts import time_split
+from .benchmark_report import machine
 from .benchmark_subjects import find_subject
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments
@@ -106,7 +107,7 @@ def _print_result(result: dict[str, Any]) -> None:
     settings, ratios = result["environment"], result["ratios"]
     print(
         "\n"
-        f"milliseconds a picture, medians; {settings['device']}, {settings['threads']} threads, {settings['dtype']}\n"
+        f"milliseconds a picture, medians; {machine(settings)}, {settings['threads']} threads, {settings['dtype']}\n"
         "focusvit-tiny and a dense ViT of its width and depth, both with random weights, at 224 pixels"
     )
     for size, splits in result["splits"].items():
