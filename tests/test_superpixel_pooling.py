@@ -225,8 +225,9 @@ def test_learned_position_is_the_table_at_the_trained_size_and_smooth_at_others(
         grid = position.patch_positions((4, 4)).view(4, 4, 32)
     torch.testing.assert_close(grid, grid[:, :1].expand_as(grid))
     assert (grid[1:, 0, 0] > grid[:-1, 0, 0]).all()
-    prefix, patches = position((4, 4))
-    assert torch.equal(prefix, position.table[:, :1])
+    special = torch.ones(1, 1, 32)
+    prefix, patches = position(special, (4, 4), torch.eye(16)[None])
+    assert torch.equal(prefix, special + position.table[:, :1])
     assert torch.equal(patches, grid.view(1, 16, 32))
 
 

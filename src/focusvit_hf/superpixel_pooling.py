@@ -249,8 +249,9 @@ class FocusViTLearnedPosition(nn.Module):
     token where there is one), pooled over a token's region with the same weights as the patches, and interpolated
     (bicubic, in float32) at other resolutions.
 
-    `grid` = (rows, columns) of patches to the entries of the prefix, `(1, num_prefix, hidden_size)`, and of the
-    patches, `(1, rows * columns, hidden_size)`.
+    Class and distillation token `(1, num_prefix, hidden_size)`, `grid` = (rows, columns) of patches, and the tokens'
+    shares in them `(batch_size or 1, K, rows * columns)`, to class and distillation token with their position, and the
+    position of the tokens `(batch_size or 1, K, hidden_size)`.
     """
 
     def __init__(self, config: FocusViTConfig):
@@ -263,8 +264,10 @@ class FocusViTLearnedPosition(nn.Module):
         patches = self.grid[0] * self.grid[1]
         self.table = nn.Parameter(torch.zeros(1, self.num_prefix + patches, config.hidden_size))
 
-    def forward(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.table[:, : self.num_prefix], self.patch_positions(grid)
+    def forward(
+        self, special: torch.Tensor, grid: tuple[int, int], patch_weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return special + self.table[:, : self.num_prefix], pool_units(self.patch_positions(grid), patch_weights)
 
     def patch_positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table at `grid` = (rows, columns) of patches: `(1, rows * columns, hidden_size)`."""
@@ -340,13 +343,15 @@ class FocusViTEmbeddings(nn.Module):
         # Autocast narrows what a product gives. As in ViT, what is added up from here on is not narrowed.
         tokens = self.projection(pooled).to(self.cls_token.dtype)
 
+        special: torch.Tensor = self.cls_token
+        if config.use_distillation_token:
+            special = torch.cat((special, self.distillation_token), dim=1)
         if isinstance(self.position, FocusViTLearnedPosition):
-            prefix_positions, patch_positions = self.position(patches)
-            prefix = self.prefix(prefix_positions)
-            tokens = tokens + pool_units(patch_positions, patch_weights)
+            special, positions = self.position(special, patches, patch_weights)
         else:
-            prefix = self.prefix()
-            tokens = tokens + self.position(shapes)
+            positions = self.position(shapes)
+        tokens = tokens + positions
+        prefix = torch.cat((special, self.register_tokens), dim=1) if config.num_register_tokens else special
         prefix = prefix.expand(tokens.shape[0], -1, -1)
         return self.dropout(prefix), self.dropout(tokens), shapes[..., 2]
 
@@ -394,20 +399,6 @@ class FocusViTEmbeddings(nn.Module):
         ]
         pooled, shapes, weights = zip(*chunks, strict=True)
         return torch.cat(pooled), torch.cat(shapes), None if weights[0] is None else torch.cat(weights)
-
-    def prefix(self, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Class token, distillation token and registers: `(1, num_prefix_tokens, hidden_size)`. `positions` are those of
-        all but the registers, where they are learned.
-        """
-        prefix: torch.Tensor = self.cls_token
-        if self.config.use_distillation_token:
-            prefix = torch.cat((prefix, self.distillation_token), dim=1)
-        if positions is not None:
-            prefix = prefix + positions
-        if self.config.num_register_tokens:
-            prefix = torch.cat((prefix, self.register_tokens), dim=1)
-        return prefix
 
     def patch_weights(self, regions: Regions, shapes: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
         """Overlap of regions with patches, `(batch_size or 1, K, patches)`, soft or hard."""
