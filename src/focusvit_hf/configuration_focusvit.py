@@ -83,7 +83,9 @@ class FocusViTConfig(PreTrainedConfig):
             Number of register tokens (Darcet et al. 2023), which stand behind those and have no position.
         embedding_type (`str`, *optional*, defaults to `"conv"`):
             Units that are pooled: `"conv"`, cells of a small convolutional stem, pooled by mean and maximum;
-            `"patch"`, linear patches as in ViT and the paper, pooled by their mean.
+            `"patch"`, linear patches as in ViT and the paper, pooled by their mean. The stem is batch-normalised: it
+            keeps running statistics, learns poorly from batches of a few pictures, and where several processes train,
+            each normalises by its own part, unless `torch.nn.SyncBatchNorm.convert_sync_batchnorm` was called.
         stem_channels (`int`, *optional*, defaults to 32): Channels of the convolutional stem.
         patch_pooling (`str`, *optional*, defaults to `"superpixel"`):
             What a token is pooled over: `"superpixel"`; `"grid"`, as many tiles of a regular grid; `"none"`, one token
