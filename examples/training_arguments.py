@@ -204,16 +204,13 @@ def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state
 
 def clear_output_dir(args: TrainingArguments, checkpoint: str | None) -> None:
     """
-    Deletes what training does not go on from: a half-written checkpoint, and all with `--overwrite_output_dir`.
+    Deletes the checkpoints that training does not go on from, with `--overwrite_output_dir`.
 
     Args:
         checkpoint (`str`, *optional*): What [`prepare_output_dir`] decided on.
     """
     with args.main_process_first(desc="clearing the output folder"):
-        if not args.should_save:
-            return
-        shutil.rmtree(args.folder / STAGING_FOLDER, ignore_errors=True)
-        if args.overwrite_output_dir and checkpoint is None:
+        if args.should_save and args.overwrite_output_dir and checkpoint is None:
             for folder in args.folder.glob("checkpoint-*"):
                 shutil.rmtree(folder)
 

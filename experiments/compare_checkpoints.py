@@ -64,13 +64,15 @@ def measure(folder: str, pictures: datasets.Dataset, counts: Sequence[int]) -> I
         ValueError: when the checkpoint's classes are not those of the pictures.
     """
     labels, names = np.asarray(pictures["label"])[:, None], pictures.features["label"].names
-    own = load_checkpoint(folder)[0].config
+    model, processor = load_checkpoint(folder)
+    own = model.config
     classes = list((own.id2label or {}).values())
     if classes != names:
         raise ValueError(f"Expected a checkpoint of the classes {names}, got {folder} of {classes}.")
     others = [] if own.patch_pooling == "none" else [count for count in counts if count != own.superpixel_count]
     for count in (None, *others):
-        model, processor = load_checkpoint(folder, count)
+        if count is not None:
+            model, processor = load_checkpoint(folder, count)
         hits = ranked(model, processor, pictures) == labels
         yield (
             {

@@ -26,7 +26,7 @@ from focusvit_hf import FocusViTConfig, convert_vit_checkpoint
 from focusvit_hf.distillation import Distillation
 from focusvit_hf.files import read_json, write_json
 from heap import keep_heap
-from micro import RESULTS, Beginning, packed
+from micro import RESULTS, Beginning, packed, require_settings
 from micro_data import CACHE, DATA, Pictures, training_and_evaluation
 from micro_training import BASE, Recipe, fit, predict, settings
 from token_merging import TokenMerging, merging_schedule
@@ -146,14 +146,11 @@ def dense_vit(seed: int, training: Pictures, evaluation: Pictures, cache: Path, 
 
 def _require(path: Path, **wanted: Any) -> None:
     """Raises ValueError where a result that is there was made with other settings; a later field had its default."""
-    there, wanted = read_json(path), json.loads(json.dumps(wanted))
+    there = read_json(path)
     if there["recipe"] is not None:
-        there["recipe"] = {**json.loads(json.dumps(asdict(Recipe()))), **there["recipe"]}
-    other = {key: there[key] for key in wanted if there[key] != wanted[key]}
-    if other:
-        raise ValueError(
-            f"Expected {path} with { ({key: wanted[key] for key in other}) }, got {other}; choose another --results."
-        )
+        there["recipe"] = {**asdict(Recipe()), **there["recipe"]}
+    known, asked = (json.loads(json.dumps(settings)) for settings in (there, wanted))
+    require_settings(path, known, asked)
 
 
 def measured(

@@ -17,6 +17,7 @@ from compare_checkpoints import ranked
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.benchmark_subjects import Subject
 from focusvit_hf.files import read_json
+from focusvit_hf.hub import TRAINING_LOG_FILE
 from focusvit_hf.training_record import TrainingRecord
 from frontier_rows import DENSE, GRID, GRID_LATENT, LATENT, OURS, PEERS
 from micro import Beginning, write_result
@@ -60,7 +61,7 @@ def record(folder: Path, data: Path, question: str, results: Path) -> dict[str, 
     if classes.max() >= config.num_labels:
         raise ValueError(f"Expected a model of {classes.max() + 1} classes, got {config.num_labels} in {folder}.")
     right = ranked(model, processor, rows)[:, 0] == classes
-    log = folder / "training_log.json"
+    log = folder / TRAINING_LOG_FILE
     recipe = dict(TrainingRecord.from_log(read_json(log)).hyperparameters) if log.is_file() else {}
     about = {
         "question": question,

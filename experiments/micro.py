@@ -219,11 +219,17 @@ def runs_left(
                 continue
             there = read_json(path)
             for part, values in wanted[name].items():
-                known = {**before[part], **there[part]}
-                other = {key: known.get(key) for key in values if known.get(key) != values[key]}
-                if other:
-                    raise ValueError(f"Expected {path} with { ({key: values[key] for key in other}) }, got {other}.")
+                require_settings(path, {**before[part], **there[part]}, values)
     return todo
+
+
+def require_settings(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError where what is known of a result that is there differs from what is wanted of it."""
+    other = {key: known.get(key) for key in wanted if known.get(key) != wanted[key]}
+    if other:
+        raise ValueError(
+            f"Expected {path} with { ({key: wanted[key] for key in other}) }, got {other}; choose another --results."
+        )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

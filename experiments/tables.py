@@ -172,11 +172,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _about() -> dict[str, Any]:
-    """Where a table comes from; every result says so of itself."""
-    return {"environment": environment(torch.device("cpu"), torch.float32)}
-
-
 def _write_together(arguments: argparse.Namespace) -> None:
     controls = {arguments.control or QUESTIONS[question]().control for question in arguments.questions}
     if len(controls) != 1:
@@ -184,7 +179,8 @@ def _write_together(arguments: argparse.Namespace) -> None:
     control = controls.pop()
     found = {q: collect(arguments.results / folder_of(q, arguments.split)) for q in arguments.questions}
     rows = together(found, control, arguments.margin)
-    content = {"questions": arguments.questions, "split": arguments.split, "control": control, **_about()}
+    content = {"questions": arguments.questions, "split": arguments.split, "control": control}
+    content["environment"] = environment(torch.device("cpu"), torch.float32)
     stem = arguments.together if arguments.control is None else f"{arguments.together}-against-{control}"
     write_json(arguments.tables / f"{stem}.json", {**content, "margin": arguments.margin, "rows": rows})
     write_whole(arguments.tables / f"{stem}.md", markdown_together(rows, control).encode())
@@ -219,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "control": control,
             "margin": arguments.margin,
             "epochs": first["recipe"]["epochs"],
-            **_about(),
+            "environment": environment(torch.device("cpu"), torch.float32),
             "rows": rows,
         }
         stem = name if arguments.control is None else f"{name}-against-{control}"

@@ -1,5 +1,6 @@
 """What the tests share: photographs, the folder of real data, tiny models, one thread and a fixed seed."""
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from blobs import write_blobs
+from blobs import ROOT, write_blobs
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.superpixels import slic
 
@@ -65,6 +66,19 @@ def nothing_deprecated_is_called():
     logger.removeHandler(handler)
     # Scripts set it for the whole process.
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def benchmark_script():
+    """A function from the name of a script in `benchmarks/` to its module, new for each file of tests."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 """Graphs that `benchmarks/export.py` finds are those of this commit and these versions, or they are refused."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0" * 40
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("export_script", ROOT / "benchmarks" / "export.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("export")
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """What `benchmarks/superpixels.py` measures against scikit-image."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,15 +7,9 @@ from focusvit_hf.benchmark import interleaved
 from focusvit_hf.superpixels import slic
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("superpixels_script", ROOT / "benchmarks" / "superpixels.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("superpixels")
 
 
 def test_both_take_as_many_rounds_for_their_speed(script, monkeypatch):

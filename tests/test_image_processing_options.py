@@ -347,6 +347,7 @@ def test_the_code_can_be_shipped_with_a_checkpoint():
     siblings = {Path(name).name for name in get_relative_import_files(file)}
     assert siblings == {
         "cielab.py",
+        "errors.py",
         "pictures.py",
         "regions.py",
         "superpixel_options.py",

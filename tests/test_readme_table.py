@@ -1,24 +1,16 @@
 """The README says what was measured: exactly what the script makes of the committed JSON."""
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmark_results import benchmark_result
 
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(benchmark_script):
+    return benchmark_script("readme_table")
 
 
 @pytest.fixture

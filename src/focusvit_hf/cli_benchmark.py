@@ -1,7 +1,6 @@
 """`focusvit benchmark`: how fast models are on the whole path, and what they cost, beside each other."""
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from .benchmark_report import compare, describe_failure, read_result, report
 from .benchmark_run import MODES, Plan, Setting, measure
 from .benchmark_subjects import find_subject, known_subjects, read_pictures, sample_pictures
 from .cli_arguments import count, device
-from .files import write_json
+from .files import check_folder, write_json
 
 
 DEFAULT_SUBJECTS = "ViT-Ti/16,ViT-Ti/32,LeViT-128S,focusvit-tiny-full,focusvit-tiny-latent"
@@ -141,13 +140,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         repeats=arguments.repeats,
         warmup=arguments.warmup,
     )
-
-
-def check_folder(folder: Path) -> None:
-    """Raises OSError where no file can be written, before anything is measured."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from .benchmark_report import machine
 from .benchmark_subjects import find_subject
 from .checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from .cli_arguments import checkpoint_arguments
-from .cli_benchmark import check_folder
 from .cli_pictures import open_picture, print_classes, ranked_classes, write_png
-from .files import write_json
+from .files import check_folder, write_json
 from .sheet import draw_sheet, explain
 
 

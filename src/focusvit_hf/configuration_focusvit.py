@@ -9,7 +9,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
-from .superpixel_options import LARGEST_COMPACTNESS, refuse_misspelt
+from .errors import refuse_misspelt
+from .superpixel_options import LARGEST_COMPACTNESS
 from .superpixels import default_cell_size, superpixel_layout
 
 

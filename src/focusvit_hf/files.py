@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,13 @@ def replace_files(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         os.replace(path, target / path.name)
     source.rmdir()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OSError where no file can be written, before the work begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
+from .errors import refuse_misspelt
 from .pictures import (
     channels_first,
     check_area,
@@ -37,7 +39,7 @@ from .pictures import (
     over_white,
     resize,
 )
-from .superpixel_options import SHARED_FIELDS, check_options, refuse_misspelt, shared_values, superpixel_count
+from .superpixel_options import SHARED_FIELDS, check_options, shared_values, superpixel_count
 from .superpixels import default_cell_size, slic_of_cells, superpixel_layout
 from .superpixels_skimage import skimage_slic_ids
 
@@ -70,8 +72,9 @@ class _Picture(NamedTuple):
     white: float  # value of white in the rescaled picture
 
 
-def _known_options() -> set[str]:
-    return {*FocusViTImageProcessorKwargs.__annotations__, *ImagesKwargs.__annotations__}
+def _refuse_misspelt(options: Iterable[str]) -> None:
+    known = FocusViTImageProcessorKwargs.__annotations__
+    refuse_misspelt(options, _OWN_OPTIONS, "option of the image processor", known)
 
 
 def _per_channel(name: str, values: float | tuple[float, ...] | list[float], channels: int) -> torch.Tensor:
@@ -162,7 +165,7 @@ class FocusViTImageProcessor(PilBackend):
     patch_size = 16
 
     def __init__(self, **kwargs: Unpack[FocusViTImageProcessorKwargs]):
-        refuse_misspelt(kwargs, _OWN_OPTIONS, "option of the image processor", _known_options())
+        _refuse_misspelt(kwargs)
         # Unlike a call's, the library does not look at the types of these.
         own = {name: kwargs[name] for name in _OWN_OPTIONS if kwargs.get(name) is not None}  # type: ignore[literal-required]
         try:
@@ -174,7 +177,7 @@ class FocusViTImageProcessor(PilBackend):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, but options given beside the dictionary are checked like those in it."""
-        refuse_misspelt(kwargs, _OWN_OPTIONS, "option of the image processor", _known_options())
+        _refuse_misspelt(kwargs)
         return super().from_dict(image_processor_dict, **kwargs)
 
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
@@ -441,11 +444,8 @@ class FocusViTImageProcessor(PilBackend):
         ]
         if self.do_superpixels and config.patch_pooling != "superpixel":
             problems.append(f"do_superpixels: expected False for patch_pooling={config.patch_pooling!r}, got True")
-        scaling = {"do_rescale": True, "do_normalize": True}
         problems += [
-            f"{name}: expected {value}, got {getattr(self, name)}"
-            for name, value in scaling.items()
-            if getattr(self, name) != value
+            f"{name}: expected True, got False" for name in ("do_rescale", "do_normalize") if not getattr(self, name)
         ]
         if not math.isclose(self.rescale_factor, 1 / 255, rel_tol=1e-3):
             problems.append(f"rescale_factor: expected 1/255 = {1 / 255:.6g}, got {self.rescale_factor:.6g}")

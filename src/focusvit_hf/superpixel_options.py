@@ -1,15 +1,11 @@
 """Options of superpixels and normalisation: what values they take, and which of them processor and model share."""
 
-import difflib
 import math
-from collections.abc import Container, Iterable
 from typing import Any
 
 from .superpixels import default_cell_size
 
 
-# How near an unknown key must be to a known one to be taken for a misspelling of it.
-_MISSPELT = 0.8
 # Beyond it colours count for nothing, and squares of distances leave the range of floats.
 LARGEST_COMPACTNESS = 1e6
 SUPERPIXEL_METHODS = ("torch", "skimage")
@@ -61,25 +57,6 @@ def check_options(options: dict[str, Any]) -> None:
 
 def superpixel_count(num_superpixels: int | tuple[int, int]) -> int:
     return num_superpixels if isinstance(num_superpixels, int) else math.prod(num_superpixels)
-
-
-def refuse_misspelt(keys: Iterable[str], fields: Iterable[str], what: str, known: Container[str] = ()) -> None:
-    """
-    Raises ValueError for a key that is nearly one of the fields: it would be kept and do nothing.
-
-    Args:
-        keys (iterable of `str`): What was given.
-        fields (iterable of `str`): What could be meant.
-        what (`str`): What the fields are, for the message.
-        known (container of `str`, *optional*): Keys that mean something else, beside those that begin with `_`.
-    """
-    fields = list(fields)
-    for key in keys:
-        if key.startswith("_") or key in fields or key in known:
-            continue
-        near = difflib.get_close_matches(key, fields, n=1, cutoff=_MISSPELT)
-        if near:
-            raise ValueError(f"Unknown {what} {key!r}: expected {near[0]!r}?")
 
 
 def shared_values(owner: Any, num_channels: int) -> dict[str, Any]:
