@@ -165,6 +165,17 @@ def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
     assert (args.learning_rate, data_args.max_train_samples) == (0.5, 7)
 
 
+def test_the_dense_control_is_trained_like_the_model_it_controls():
+    found, control = (
+        json.loads((ROOT / "configuration" / "recipes" / f"{name}.json").read_text())
+        for name in ("imagenette-tiny", "imagenette-tiny-dense")
+    )
+    differs = {key for key in {*found, *control} if found.get(key) != control.get(key)}
+    # Compared at the control's 20 epochs, which `--num_train_epochs 20` gives the other.
+    assert differs == {"preset", "config_overrides", "train_num_superpixels", "num_train_epochs"}
+    assert control["config_overrides"]["drop_path_rate"] == found["config_overrides"]["drop_path_rate"]
+
+
 def test_a_misspelt_recipe_is_refused(tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text('{"learning_rat": 1}')
