@@ -13,9 +13,9 @@ from torch import nn
 from borders_data import Composites, shares_of_cells, training_batches
 from borders_scores import boundary_f, intersection_over_union, pixel_accuracy, region_ceilings
 from focusvit_hf import FocusViTConfig
+from focusvit_hf.lay_back import lay_back
 from focusvit_hf.modeling_focusvit import FocusViTModel
 from focusvit_hf.superpixels import superpixel_layout
-from focusvit_hf.visualization import lay_back
 from micro_data import Pictures
 from micro_training import Recipe, model_inputs, optimise
 
@@ -36,7 +36,7 @@ class Head:
         own_feature (`bool`):
             A logit for each cell, from its region's token and from its own feature of the stem, through an MLP with
             one hidden layer; otherwise one for each token.
-        laid (`str`): How tokens are laid onto the cells in training, see `focusvit_hf.visualization.lay_back`.
+        laid (`str`): How tokens are laid onto the cells in training, see `focusvit_hf.lay_back`.
     """
 
     own_feature: bool = False

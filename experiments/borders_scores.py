@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from focusvit_hf.lay_back import lay_back
 from focusvit_hf.regions import Regions
-from focusvit_hf.visualization import lay_back
 
 
 # Pixels by which a border may be off, up, down, sideways and diagonally.

@@ -4,7 +4,7 @@ Heat maps of classifiers: do they lie where the object lies, and does the answer
     python experiments/explanations.py controls_36 --variants superpixel grid --seeds 0 1 2
 
 Reads the weights that `micro.py` left in its cache and writes `experiments/tables/<question>-explanations.json` and
-`.md`. A heat map is the relevance of regions for their area, laid back onto the pixels (`focusvit_hf.visualization`):
+`.md`. A heat map is the relevance of regions for their area, laid back onto the pixels (`focusvit_hf.lay_back`):
 by nearest, or interpolated between the cells of superpixels and the tiles of a grid.
 
 - `deletion`, `insertion`: area under the probability of the model's answer while the pixels ranked highest are taken
@@ -35,7 +35,8 @@ from corruptions import blur
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
-from focusvit_hf.visualization import lay_back, region_relevance, regions, relevance_per_area
+from focusvit_hf.lay_back import lay_back
+from focusvit_hf.relevance import region_relevance, regions, relevance_per_area
 from heap import keep_heap
 from micro import RESULTS, load_run
 from micro_data import CACHE, DATA, Pictures

@@ -10,16 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification
 from .pictures import from_pil
-from .visualization import (
-    colour_levels,
-    covered_box,
-    evaluating,
-    heat_map,
-    region_relevance,
-    regions,
-    relevance_per_area,
-    superpixel_boundaries,
-)
+from .relevance import evaluating, region_relevance, regions, relevance_per_area
+from .visualization import colour_levels, covered_box, heat_map, superpixel_boundaries
 
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)

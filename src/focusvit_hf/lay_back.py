@@ -1,0 +1,108 @@
+"""Values of regions laid back onto the pixels they stand for."""
+
+from typing import NamedTuple
+
+import torch
+
+
+_MODES = ("nearest", "bilinear")
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels, fractions allowed, that may reach beyond the picture it lies in."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+
+def cells_to_pixels(
+    cells: torch.Tensor, size: tuple[int, int], box: Box | None = None, fill: int = 0, mode: str = "nearest"
+) -> torch.Tensor:
+    """
+    A map of cells at the resolution of a picture. Gradients pass through both modes.
+
+    Args:
+        cells (`torch.Tensor` of shape `(..., rows, columns)`): Any type; floating point for `"bilinear"`.
+        size (pair of `int`): Height and width of the picture.
+        box ([`Box`], *optional*): The part of the picture that the cells cover, by default all of it.
+        fill (`int`, *optional*, defaults to 0): Value of pixels outside the box.
+        mode (`str`, *optional*, defaults to `"nearest"`):
+            `"nearest"`: a pixel has the value of the cell it lies in; `"bilinear"`: it lies between the centres of
+            cells, as `torch.nn.functional.interpolate` has it with `align_corners=False`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., height, width)`.
+
+    Raises:
+        ValueError: on another `mode`, and on integers with `"bilinear"`.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"Expected mode to be one of {_MODES}, got {mode!r}.")
+    box = Box(0.0, 0.0, float(size[0]), float(size[1])) if box is None else box
+    rows, columns = cells.shape[-2:]
+    y = _cells_of_pixels(size[0], box.top, box.bottom, rows, cells.device)
+    x = _cells_of_pixels(size[1], box.left, box.right, columns, cells.device)
+    if mode == "nearest":
+        row, column = (places.floor().long() for places in (y, x))
+        pixels = cells[..., row.clamp(0, rows - 1), :][..., column.clamp(0, columns - 1)]
+    elif cells.is_floating_point():
+        pixels = _triangles(y, rows).to(cells.dtype) @ cells @ _triangles(x, columns).to(cells.dtype).T
+    else:
+        raise ValueError(f"Expected floating-point cells for mode 'bilinear', got {cells.dtype}.")
+    inside = ((y >= 0) & (y < rows))[:, None] & ((x >= 0) & (x < columns))
+    return pixels.masked_fill(~inside, fill)
+
+
+def _cells_of_pixels(length: int, start: float, end: float, count: int, device: torch.device) -> torch.Tensor:
+    """(length,) float64: the place of each pixel's centre, counted in cells from the first one's edge."""
+    centres = torch.arange(length, device=device, dtype=torch.float64) + 0.5
+    return (centres - start) * (count / (end - start))
+
+
+def _triangles(places: torch.Tensor, count: int) -> torch.Tensor:
+    """(len(places), count): the weight of each cell at each place, 1 at its centre, 0 from the next centre on."""
+    centres = torch.arange(count, device=places.device) + 0.5
+    return (1 - (places.clamp(0.5, count - 0.5)[:, None] - centres).abs()).clamp(min=0)
+
+
+def lay_back(
+    values: torch.Tensor,
+    superpixel_ids: torch.Tensor,
+    size: tuple[int, int],
+    box: Box | None = None,
+    mode: str = "nearest",
+) -> torch.Tensor:
+    """
+    Lays one value, or one vector, of each region back onto the pixels of the region. Gradients pass to the values.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, K)` or `(batch_size, K, channels)`): Values of the regions.
+        superpixel_ids (`torch.LongTensor` of shape `(batch_size or 1, rows, columns)`):
+            Region of each cell, in [0, K). A cell with another id gets 0.
+        size (pair of `int`): Height and width of the result in pixels.
+        box ([`Box`], *optional*): The part of the result that the map covers, by default all of it; 0 outside.
+        mode (`str`, *optional*, defaults to `"nearest"`):
+            How the map's cells become pixels, see [`cells_to_pixels`]. `"bilinear"` smooths between neighbouring cells
+            of the map; a map with one cell for each tile of a grid interpolates between the tiles.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, height, width)` or `(batch_size, channels, height, width)`.
+
+    Raises:
+        ValueError: when the shapes do not fit, on another `mode`, and on integers with `"bilinear"`.
+    """
+    if values.ndim not in (2, 3) or superpixel_ids.ndim != 3 or superpixel_ids.shape[0] not in (1, values.shape[0]):
+        raise ValueError(
+            "Expected values of shape (batch, K) or (batch, K, channels) and a map of shape (batch, rows, columns), "
+            f"got {tuple(values.shape)} and {tuple(superpixel_ids.shape)}."
+        )
+    batch, count = values.shape[:2]
+    ids = superpixel_ids.expand(batch, -1, -1)
+    index = ids.clamp(0, count - 1).flatten(1)
+    vectors = values.reshape(batch, count, -1).transpose(1, 2)
+    cells = vectors.gather(2, index[:, None].expand(-1, vectors.shape[1], -1)).unflatten(2, ids.shape[1:])
+    cells = cells.masked_fill(((ids < 0) | (ids >= count))[:, None], 0)
+    pixels = cells_to_pixels(cells, size, box, mode=mode)
+    return pixels[:, 0] if values.ndim == 2 else pixels
