@@ -30,7 +30,7 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import read_json, write_json
 from heap import keep_heap
-from micro_data import CACHE, DATA, SPLITS, Pictures, load_pictures, training_and_evaluation
+from micro_data import CACHE, DATA, SPLITS, Pictures, evaluation_pictures, training_and_evaluation
 from micro_training import Recipe, intended, load_model, outcomes, predict, save_model, settings, train
 from questions import QUESTIONS
 
@@ -151,26 +151,27 @@ def load_run(
     cache: Path = CACHE,
     results: Path = RESULTS,
     limit: int | None = None,
+    split: str = "test",
 ) -> tuple[FocusViTForImageClassification, Pictures] | None:
     """
-    The model of a run on the test split and the pictures of its size, or None where its weights are not there.
+    The model of a run and the pictures it was measured on, or None where its weights are not there.
 
     Args:
-        question (`str`), variant (`str`), seed (`int`), data (`Path`), cache (`Path`), results (`Path`): See [`run`].
+        question, variant, seed, data, cache, results, split: See [`run`].
         limit (`int`, *optional*): Take the first so many pictures.
 
     Raises:
         ValueError: when there is no result of the run, or the weights are those of another one: they do not give what
             the result says, picture by picture.
     """
-    stem = f"{variant}-seed{seed}"
-    weights, path = cache / "weights" / question / stem, results / question / f"{stem}.json"
+    folder, stem = folder_of(question, split), f"{variant}-seed{seed}"
+    weights, path = cache / "weights" / folder / stem, results / folder / f"{stem}.json"
     if not weights.is_dir():
         return None
     if not path.is_file():
         raise ValueError(f"Expected {path} beside the weights of the run, got none.")
     model, result = load_model(weights), read_json(path)
-    pictures = load_pictures(data, "test", model.config.image_height_and_width[0], cache)[slice(limit)]
+    pictures = evaluation_pictures(data, model.config.image_height_and_width[0], split, cache)[slice(limit)]
     right = (predict(model, pictures.images, result["recipe"]["regions"]).argmax(dim=1) == pictures.labels).numpy()
     differing = int((right != unpacked(result["correct"], result["pictures"])[: len(right)]).sum())
     if differing > max(1, _ROUNDED * len(right)):

@@ -3,10 +3,10 @@ Measures trained models on pictures they were not trained for: corrupted, stretc
 
     python experiments/robustness.py controls_36 --variants superpixel dense_linear --control dense_linear --seeds 0 1
 
-Reads the weights that `micro.py` left in its cache, measures each variant of the question on the test split as it is
-and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts is the change
-from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds. A variant of
-another question is named with it: `elastic/drawn_k`.
+Reads the weights that `micro.py` left in its cache, measures each variant of the question on the pictures of the split
+as they are and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts
+is the change from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds. A
+variant of another question is named with it: `elastic/drawn_k`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark import environment
 from focusvit_hf.files import write_json, write_whole
 from heap import keep_heap
-from micro import RESULTS, load_run
-from micro_data import CACHE, DATA, Pictures, load_pictures
+from micro import RESULTS, folder_of, load_run
+from micro_data import CACHE, DATA, SPLITS, Pictures, evaluation_pictures
 from micro_training import predict, settings
 from paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from questions import QUESTIONS, Question
@@ -74,7 +74,7 @@ def measure(
 
     Args:
         model (`FocusViTForImageClassification`): A dense model is measured at its own number of tokens only.
-        pictures ([`Pictures`]): The test split at the size of training.
+        pictures ([`Pictures`]): Those to measure on, at the size of training.
         larger ([`Pictures`], *optional*): The same pictures with more pixels.
         regions (`str`): What the model was trained with, see `regions.region_ids`.
         corruptions (mapping): What is done to the pictures.
@@ -173,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", help="By default all whose weights are there.")
     parser.add_argument("--control", help="Whose drop the others' is compared with; by default the question's own.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--split", choices=SPLITS, default="test", help="What the runs were measured on.")
     parser.add_argument("--larger", type=int, default=192, help="Side in pixels of the larger pictures.")
     parser.add_argument("--limit", type=int, help="Measure on the first so many pictures.")
     parser.add_argument("--data", type=Path, default=DATA)
@@ -183,13 +184,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     question = question_named(arguments.question)
     control = arguments.control or question.control
     places = arguments.data, arguments.cache, arguments.results
-    larger = load_pictures(arguments.data, "test", arguments.larger, arguments.cache)[slice(arguments.limit)]
+    limit, split = arguments.limit, arguments.split
+    larger = evaluation_pictures(arguments.data, arguments.larger, split, arguments.cache)[slice(limit)]
     measured: dict[str, dict[int, Outcomes]] = {}
     names = arguments.variants or question.variants
     for name, (of, variant) in {name: question_and_variant(name, arguments.question) for name in names}.items():
         _, recipe = settings(question_named(of).variants[variant])
         for seed in arguments.seeds:
-            run = load_run(of, variant, seed, *places, limit=arguments.limit)
+            run = load_run(of, variant, seed, *places, limit=limit, split=split)
             if run is None:
                 continue
             outcomes = measure(*run, larger, recipe.regions)
@@ -200,12 +202,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = rows_of(measured, control, MARGINS["imagenette"])
     content = {
         "question": arguments.question,
+        "split": split,
         "control": control,
         "larger": arguments.larger,
         "environment": environment(torch.device("cpu"), torch.float32),
         "rows": rows,
     }
-    stem = f"{arguments.question}-robustness"
+    stem = f"{folder_of(arguments.question, split)}-robustness"
     write_json(arguments.tables / f"{stem}.json", content)
     write_whole(arguments.tables / f"{stem}.md", markdown(rows, control).encode())
     print(markdown(rows, control))

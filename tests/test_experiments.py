@@ -332,6 +332,23 @@ def test_models_are_measured_under_every_change(pictures):
     ]
 
 
+def test_robustness_on_held_out_pictures(parquet, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro_training, "BASE", {**micro_training.BASE, **TINY})
+    places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
+    result = micro.run("elastic", "fixed", {}, 0, "validation", **places, **SHORT)
+    _, held_out = micro.load_run("elastic", "fixed", 0, **places, split="validation")
+    assert torch.equal(held_out.images, training_and_evaluation(parquet, 32, "validation", places["cache"])[1].images)
+    assert micro.load_run("elastic", "fixed", 0, **places) is None
+    flags = [text for name, place in places.items() for text in (f"--{name}", str(place))]
+    tables = ["--tables", str(tmp_path / "tables"), "--larger", "64"]
+    robustness.main(["elastic", "--variants", "fixed", "--split", "validation", *flags, *tables])
+    (written,) = (tmp_path / "tables").glob("*.json")
+    assert written.name == "elastic-validation-robustness.json"
+    content = json.loads(written.read_text())
+    assert content["split"] == "validation"
+    assert content["rows"][0]["accuracy"] == pytest.approx(result["accuracy"])
+
+
 def test_robustness_takes_variants_of_other_questions():
     assert robustness.question_and_variant("grid", "controls_36") == ("controls_36", "grid")
     assert robustness.question_and_variant("elastic/drawn_k", "controls_36") == ("elastic", "drawn_k")
