@@ -149,7 +149,7 @@ def _require(path: Path, **wanted: Any) -> None:
     there = read_json(path)
     if there["recipe"] is not None:
         there["recipe"] = {**asdict(Recipe()), **there["recipe"]}
-    known, asked = (json.loads(json.dumps(settings)) for settings in (there, wanted))
+    known, asked = (json.loads(json.dumps(values)) for values in (there, wanted))
     require_settings(path, known, asked)
 
 

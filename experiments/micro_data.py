@@ -88,20 +88,17 @@ def training_and_evaluation(
     Raises:
         ValueError: on another `split`.
     """
-    evaluation = evaluation_pictures(folder, size, split, cache)
+    if split not in SPLITS:
+        raise ValueError(f"Expected split to be one of {SPLITS}, got {split!r}.")
     training = load_pictures(folder, "train", size, cache)
-    return training if split == "test" else training[~_held_out(training)], evaluation
+    if split == "test":
+        return training, load_pictures(folder, "test", size, cache)
+    held_out = torch.arange(len(training)) % _HELD_OUT == 0
+    return training[~held_out], training[held_out]
 
 
 def evaluation_pictures(folder: Path, size: int, split: str = "test", cache: Path = CACHE) -> Pictures:
-    """The second of [`training_and_evaluation`], alone."""
-    if split not in SPLITS:
-        raise ValueError(f"Expected split to be one of {SPLITS}, got {split!r}.")
+    """The second of [`training_and_evaluation`], for which the test split needs no training pictures."""
     if split == "test":
         return load_pictures(folder, "test", size, cache)
-    training = load_pictures(folder, "train", size, cache)
-    return training[_held_out(training)]
-
-
-def _held_out(training: Pictures) -> torch.Tensor:
-    return torch.arange(len(training)) % _HELD_OUT == 0
+    return training_and_evaluation(folder, size, split, cache)[1]

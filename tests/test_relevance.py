@@ -1,11 +1,11 @@
 """Relevance of regions against occluding by hand, and the deletion test."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from blobs import ROOT
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.relevance import deletion_drop, evaluating, region_relevance, regions, relevance_per_area
 from focusvit_hf.superpixels import tile_ids
@@ -34,7 +34,7 @@ def inputs(small_photographs, tiny_model):
 
 @pytest.fixture
 def shipped_checkpoint():
-    folder = Path(__file__).resolve().parents[1] / "model_cards" / "focusvit-nano-cifar10"
+    folder = ROOT / "model_cards" / "focusvit-nano-cifar10"
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"no checkpoint in {folder}")
     return folder
