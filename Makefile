@@ -18,7 +18,7 @@ TORCHAO := .venv/torchao
 PICTURES ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
-TYPED := src $(wildcard examples/*.py experiments/*.py)
+TYPED := src $(wildcard examples/*.py) experiments
 
 .PHONY: help setup demo test lint format clean
 help:
@@ -45,7 +45,7 @@ demo: $(STAMP)
 test: lint $(TORCHAO)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 ifeq ($(strip $(PYTEST_ARGS)),)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest tests/test_torchao.py
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest tests/export/test_torchao.py
 endif
 
 $(TORCHAO): $(STAMP)

@@ -17,9 +17,9 @@ import torch
 import transformers
 
 from focusvit_hf import convert_vit_checkpoint
-from focusvit_hf.benchmark import environment
-from focusvit_hf.files import write_json
 from focusvit_hf.superpixels import tile_ids
+from focusvit_hf.utils.environment import environment
+from focusvit_hf.utils.files import write_json
 
 
 SEED = 0

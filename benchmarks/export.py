@@ -31,10 +31,11 @@ from torch import nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
-from focusvit_hf.benchmark import environment, interleaved, summary
-from focusvit_hf.checkpoints import load_checkpoint
-from focusvit_hf.export import export_model
-from focusvit_hf.files import read_json, write_json
+from focusvit_hf.benchmark.timing import interleaved, summary
+from focusvit_hf.export.graph import export_model
+from focusvit_hf.hub.checkpoints import load_checkpoint
+from focusvit_hf.utils.environment import environment
+from focusvit_hf.utils.files import read_json, write_json
 
 
 BATCH_SIZES = (1, 32)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focusvit_hf.benchmark_report import machine, memory_of, read_result, times_of
-from focusvit_hf.files import read_json, write_whole
+from focusvit_hf.benchmark.report import machine, memory_of, read_result, times_of
+from focusvit_hf.utils.files import read_json, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,9 +26,11 @@ from skimage.data import astronaut, chelsea
 from skimage.transform import resize
 from tqdm import tqdm
 
-from focusvit_hf.benchmark import environment, interleaved, summary
-from focusvit_hf.files import write_json
-from focusvit_hf.superpixels import slic, superpixel_layout, tile_ids
+from focusvit_hf.benchmark.timing import interleaved, summary
+from focusvit_hf.superpixel_options import superpixel_layout
+from focusvit_hf.superpixels import slic, tile_ids
+from focusvit_hf.utils.environment import environment
+from focusvit_hf.utils.files import write_json
 
 
 CELL = 4

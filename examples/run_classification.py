@@ -16,11 +16,13 @@ import time
 import torch
 from transformers import EvalPrediction
 
-from focusvit_hf.metrics import TopKAccuracy
-from focusvit_hf.training import EpochCallback, ExponentialMovingAverage, FocusViTTrainer
-from training_arguments import clear_output_dir, parse_arguments, prepare_output_dir, public_command
-from training_data import require_a_batch
-from training_setup import finish, set_up
+from focusvit_hf.training.arguments import clear_output_dir, parse_arguments, prepare_output_dir, public_command
+from focusvit_hf.training.averaging import ExponentialMovingAverage
+from focusvit_hf.training.data import require_a_batch
+from focusvit_hf.training.data_collator import EpochCallback
+from focusvit_hf.training.metrics import TopKAccuracy
+from focusvit_hf.training.setup import finish, set_up
+from focusvit_hf.training.trainer import FocusViTTrainer
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

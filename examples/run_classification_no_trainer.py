@@ -32,16 +32,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
-from focusvit_hf.files import discarded_on_error, read_json, replace_files, write_json
-from focusvit_hf.metrics import TopKAccuracy
-from focusvit_hf.training import (
-    STAGING_FOLDER,
-    ExponentialMovingAverage,
-    parameter_groups,
-    require_finite,
-    soft_cross_entropy,
-)
-from training_arguments import (
+from focusvit_hf.training.arguments import (
     TrainingArguments,
     clear_output_dir,
     json_object,
@@ -49,8 +40,13 @@ from training_arguments import (
     prepare_output_dir,
     public_command,
 )
-from training_data import require_a_batch
-from training_setup import Setup, finish, set_up
+from focusvit_hf.training.averaging import ExponentialMovingAverage
+from focusvit_hf.training.data import require_a_batch
+from focusvit_hf.training.metrics import TopKAccuracy
+from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
+from focusvit_hf.training.setup import Setup, finish, set_up
+from focusvit_hf.training.trainer import STAGING_FOLDER
+from focusvit_hf.utils.files import discarded_on_error, read_json, replace_files, write_json
 
 
 PROGRESS_FILE = "progress.json"

@@ -348,12 +348,12 @@ def test_the_code_can_be_shipped_with_a_checkpoint():
     assert siblings == {
         "cielab.py",
         "errors.py",
-        "pictures.py",
+        "images.py",
         "regions.py",
         "superpixel_options.py",
         "superpixels.py",
         "superpixels_skimage.py",
-        "tables.py",
+        "caching.py",
     }
     for name in {file.name, *siblings}:
         check_imports(file.parent / name)

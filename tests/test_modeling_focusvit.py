@@ -8,8 +8,8 @@ from accelerate import cpu_offload
 from transformers import ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTImageProcessor
-from focusvit_hf.elastic import ElasticSuperpixels
 from focusvit_hf.superpixels import slic, tile_ids
+from focusvit_hf.training.elastic import ElasticSuperpixels
 
 
 pytestmark = pytest.mark.usefixtures("deterministic")

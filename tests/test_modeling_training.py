@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from focusvit_hf import superpixel_pooling
+from focusvit_hf import embeddings as embeddings_module
 from focusvit_hf.modeling_focusvit import FocusViTDropPath
 from focusvit_hf.superpixels import slic
 
@@ -139,7 +139,7 @@ def test_pixels_have_a_gradient_given_a_map(tiny_model, small_photographs, pixel
 
 
 def test_tables_made_in_inference_mode_serve_later_training(tiny_model, pixels):
-    superpixel_pooling._cell_features.cache_clear()
+    embeddings_module._cell_features.cache_clear()
     model = tiny_model()
     with torch.inference_mode():
         model(pixels)

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "python": [sys.executable],
-    "focusvit": [sys.executable, "-c", "import sys; from focusvit_hf.cli import main; sys.exit(main())"],
+    "focusvit": [sys.executable, "-c", "import sys; from focusvit_hf.cli.__main__ import main; sys.exit(main())"],
     "accelerate": [sys.executable, "-m", "accelerate.commands.accelerate_cli"],
 }
 

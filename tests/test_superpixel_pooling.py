@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from focusvit_hf import superpixel_pooling
-from focusvit_hf.superpixel_pooling import (
-    FocusViTDynamicPosition,
-    FocusViTEmbeddings,
-    FocusViTLearnedPosition,
-    FocusViTPatchEmbedding,
-    fourier_features,
-    harden,
-    pool_units,
-)
+from focusvit_hf import embeddings as embeddings_module
+from focusvit_hf.embeddings import FocusViTEmbeddings, FocusViTPatchEmbedding
+from focusvit_hf.positions import FocusViTDynamicPosition, FocusViTLearnedPosition, fourier_features
+from focusvit_hf.superpixel_pooling import harden, pool_units
 from focusvit_hf.superpixels import geometry, overlap, slic, tile_ids
 
 
@@ -279,7 +273,7 @@ def test_chunks_equal_the_whole(tiny_config, photographs, monkeypatch, options):
     ids = None if "patch_pooling" in options else slic(photographs[:, :, ::7, ::7], 16, cell_size=2)
     with torch.no_grad():
         expected = embeddings(pixels, ids)
-        monkeypatch.setattr(superpixel_pooling, "_CHUNK_BYTES", 3 * 4 * 16 * 16 * embeddings.config.stem_channels)
+        monkeypatch.setattr(embeddings_module, "_CHUNK_BYTES", 3 * 4 * 16 * 16 * embeddings.config.stem_channels)
         calls = []
         pool = embeddings.pool
         monkeypatch.setattr(embeddings, "pool", lambda *args: calls.append(len(args[0])) or pool(*args))
@@ -309,12 +303,12 @@ def test_what_training_computes_again_gives_the_same_gradients(tiny_config, phot
         return gradients, dict(embeddings.named_buffers())
 
     found = gradients_and_statistics()
-    monkeypatch.setattr(superpixel_pooling, "checkpoint", lambda function, *args, **options: function(*args))
+    monkeypatch.setattr(embeddings_module, "checkpoint", lambda function, *args, **options: function(*args))
     torch.testing.assert_close(found, gradients_and_statistics())
 
 
 def test_training_without_gradients_normalises_the_whole_batch_once(tiny_config, photographs, monkeypatch):
-    monkeypatch.setattr(superpixel_pooling, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(embeddings_module, "_CHUNK_BYTES", 1)
     ids, pixels = slic(photographs[:, :, ::7, ::7], 16, cell_size=2), torch.randn(4, 3, 32, 32)
     found = []
     for with_gradients in (True, False):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import focusvit_hf.superpixels as module
 import reference
-from focusvit_hf.superpixels import default_cell_size, slic, superpixel_layout, tile_ids
+from focusvit_hf.superpixel_options import default_cell_size, superpixel_layout
+from focusvit_hf.superpixels import slic, tile_ids
 
 
 KINDS = ("noise", "constant", "checkerboard", "stripes", "columns", "dots", "ramp")

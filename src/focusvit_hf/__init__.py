@@ -6,7 +6,7 @@ Importing the package registers its classes, so that `AutoModel.from_pretrained`
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration_focusvit import FocusViTConfig
-from .conversion import convert_vit_checkpoint
+from .conversion.convert import convert_vit_checkpoint
 from .image_processing_focusvit import FocusViTImageProcessor
 from .modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 

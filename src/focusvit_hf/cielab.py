@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .tables import cached_table
+from .caching import cached_table
 
 
 # Largest squared distance of an sRGB colour from (L, a, b) = (50, 0, 0), reached by pure blue.

@@ -10,8 +10,7 @@ from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
 from .errors import refuse_misspelt
-from .superpixel_options import LARGEST_COMPACTNESS
-from .superpixels import default_cell_size, superpixel_layout
+from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_layout
 
 
 LAYER_TYPES = ("full_attention", "latent_attention")

@@ -28,7 +28,7 @@ from transformers.utils import TensorType, logging
 
 from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
 from .errors import refuse_misspelt
-from .pictures import (
+from .images import (
     channels_first,
     check_area,
     decode,
@@ -39,8 +39,15 @@ from .pictures import (
     over_white,
     resize,
 )
-from .superpixel_options import SHARED_FIELDS, check_options, shared_values, superpixel_count
-from .superpixels import default_cell_size, slic_of_cells, superpixel_layout
+from .superpixel_options import (
+    SHARED_FIELDS,
+    check_options,
+    default_cell_size,
+    shared_values,
+    superpixel_count,
+    superpixel_layout,
+)
+from .superpixels import slic_of_cells
 from .superpixels_skimage import skimage_slic_ids
 
 

@@ -16,11 +16,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cielab import cell_sums_of_pixels
 from .configuration_focusvit import FocusViTConfig
+from .embeddings import FocusViTEmbeddings
 from .latent_attention import FocusViTAttention
-from .superpixel_pooling import (
-    FocusViTEmbeddings,
-    FocusViTLearnedPosition,
-)
+from .positions import FocusViTLearnedPosition
 from .superpixels import slic_of_cells
 from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.amp import is_autocast_available
 
-from .tables import cached_table
+from .caching import cached_table
 
 
 class Regions:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from .caching import cached_table
 from .cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums
 from .regions import geometry, overlap, rounds_products, without_autocast
-from .tables import cached_table
+from .superpixel_options import _borders, default_cell_size, superpixel_layout
 
 
 # Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
@@ -25,7 +26,6 @@ _LARGEST_EXACT = 2**24
 # Beyond any distance of a real candidate, whatever is added to it.
 _OUT_OF_REACH = 2.0**27
 _FINEST_UNIT = 4
-_LARGEST_ASPECT = 2.0
 
 
 class _Tiling(NamedTuple):
@@ -45,74 +45,6 @@ class _Tiling(NamedTuple):
     tile_of_cell: torch.Tensor  # (h * w,) the cell's own tile
     tile_centre: torch.Tensor  # (K,) the cell at each tile's centre
     is_tile_centre: torch.Tensor  # (h * w,) bool
-
-
-def default_cell_size(patch_size: int) -> int:
-    """The largest divisor of `patch_size` that is at most a quarter of it: 16 -> 4, 14 -> 2, 8 -> 2, 4 -> 1."""
-    # A plain loop: dynamo traces it.
-    for divisor in range(patch_size // 4, 0, -1):
-        if patch_size % divisor == 0:
-            return divisor
-    return 1
-
-
-def _squarest_layout(num_superpixels: int, height: int, width: int) -> tuple[int, int] | None:
-    """The (rows, columns) whose tiles are nearest to squares, None where no tiles have an aspect of at most 2."""
-    best, smallest = None, math.inf
-    # A plain loop: dynamo traces it for any size.
-    for rows in range(1, min(num_superpixels, height) + 1):
-        columns = num_superpixels // rows
-        if rows * columns != num_superpixels or columns > width:
-            continue
-        aspect = (height * columns) / (rows * width)
-        aspect = max(aspect, 1 / aspect)
-        if aspect <= _LARGEST_ASPECT and aspect < smallest:
-            best, smallest = (rows, columns), aspect
-    return best
-
-
-def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    """
-    How `num_superpixels` tiles are laid out over a picture of `height` x `width` cells.
-
-    Args:
-        num_superpixels (`int` or pair of `int`):
-            Number of superpixels, or their (rows, columns). A number must factor into tiles of an aspect of at most 2.
-        height (`int`), width (`int`): Size of the picture in cells.
-
-    Returns:
-        `tuple[int, int]`: (rows, columns), the factors whose tiles are nearest to squares.
-
-    Raises:
-        ValueError: when the number cannot be laid out (the nearest one that can is named) or a pair does not fit.
-    """
-    if not isinstance(num_superpixels, int):
-        if len(num_superpixels) != 2:
-            raise ValueError(f"Expected num_superpixels as K or (rows, columns), got {num_superpixels}.")
-        rows, columns = num_superpixels
-        if not (1 <= rows <= height and 1 <= columns <= width):
-            raise ValueError(
-                f"Expected (rows, columns) of superpixels between (1, 1) and the picture's ({height}, {width}) cells, "
-                f"got ({rows}, {columns})."
-            )
-        return rows, columns
-    if num_superpixels < 1:
-        raise ValueError(f"Expected at least one superpixel, got num_superpixels={num_superpixels}.")
-    layout = _squarest_layout(num_superpixels, height, width)
-    if layout is not None:
-        return layout
-    start = min(num_superpixels, height * width)
-    candidates = (k for distance in range(height * width) for k in (start - distance, start + distance))
-    nearest = next((k for k in candidates if k > 0 and _squarest_layout(k, height, width)), None)
-    hint = "none can" if nearest is None else f"the nearest that can is {nearest}"
-    raise ValueError(
-        f"Expected num_superpixels to factor into tiles of an aspect of at most 2 on {height} x {width} cells, "
-        f"got {num_superpixels}; {hint}. Or give a (rows, columns) pair."
-    )
-
-
-def _borders(count: int, length: int) -> list[int]:
-    return [i * length // count for i in range(count + 1)]
 
 
 def tile_ids(layout: tuple[int, int], height: int, width: int, device: torch.device | None = None) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Parts of a layer beside its attention: MLPs, LayerScale, stochastic depth; and the pooling layer of a backbone."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -68,3 +70,13 @@ class FocusViTPooler(nn.Module):
 
     def forward(self, class_token: torch.Tensor) -> torch.Tensor:
         return self.dense(class_token).tanh()
+
+
+def keep_variance(*layers: Any) -> None:
+    """
+    Marks layers that are no residual branches: their initial weights have to keep the variance of their input.
+
+    The mark is on the layers since a model initialises none of its modules that own no parameter themselves.
+    """
+    for layer in layers:
+        layer.keeps_variance = True

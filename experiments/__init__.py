@@ -1,0 +1,1 @@
+"""Experiments, each a package that is run by `python -m experiments.<name>.<script>`."""

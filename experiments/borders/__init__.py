@@ -1,0 +1,1 @@
+"""Outlines of figures: superpixels against a regular grid."""

@@ -1,0 +1,1 @@
+"""Converted ViTs: accuracy against cost, at once and after a fine-tune."""

@@ -1,0 +1,1 @@
+"""Accuracy against throughput, beside other architectures."""

@@ -1,0 +1,171 @@
+"""The frontier as a picture: accuracy against pictures a second, families in colours, every point named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.frontier.rows import DENSE, FAMILIES, GRID, GRID_LATENT, LARGER, LATENT, OURS, PEERS, WIDER
+from focusvit_hf.benchmark.plots import DPI, STYLE, require_matplotlib
+
+
+# Colours of Okabe and Ito, which everybody can tell apart.
+_COLOURS = {
+    OURS: "#0072B2",
+    LATENT: "#56B4E9",
+    GRID: "#009E73",
+    GRID_LATENT: "#8CCDB6",
+    LARGER: "#CC79A7",
+    DENSE: "#000000",
+    PEERS: "#D55E00",
+}
+# A wider stem: the colour and the marker of the others, darker and larger.
+_COLOURS |= {WIDER[OURS]: "#00456B", WIDER[LATENT]: "#2B7FB0", WIDER[GRID]: "#005A42", WIDER[GRID_LATENT]: "#4F9E83"}
+_MARKERS = {OURS: "o", LATENT: "o", GRID: "s", GRID_LATENT: "s", LARGER: "D", DENSE: "^", PEERS: "v"}
+_MARKERS |= {wider: _MARKERS[family] for family, wider in WIDER.items()}
+_MARKER_SIZES = {OURS: 6.5, LATENT: 6.5, **dict.fromkeys(WIDER.values(), 8.0)}
+# Inches: at 900 pixels of a README, writing of 9 points is 12 pixels high.
+_SIZE = (9.0, 5.6)
+_NOTE = "numbers: tokens of a picture; bars: 95 % intervals of the accuracy; bold: on the frontier"
+# From a point to the nearest edge of its label, in points of type: the best places first.
+_OFFSETS = [
+    (x * step, y * step)
+    for step in (6, 10, 16)
+    for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
+]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], batch: str, title: str, foot: str) -> bytes:
+    """
+    A PNG of one batch size.
+
+    Args:
+        rows (sequence of mappings): See `frontier.table`.
+        batch (`str`): The batch size, a key of their `speed`.
+        title (`str`), foot (`str`): Lines above and below.
+
+    Returns:
+        `bytes`: The file.
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = sorted(rows, key=lambda row: row["speed"][batch]["median"])
+    with rc_context({**STYLE, "font.size": 9}):
+        figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        best = [row for row in shown if row["frontier"][batch]]
+        axes.plot(
+            *_places(best, batch), color="#FFD966", linewidth=7, solid_capstyle="round", zorder=0, label="the frontier"
+        )
+        for family in FAMILIES:
+            members = [row for row in rows if row["family"] == family]
+            if members:
+                _draw_family(axes, members, family, batch)
+        _finish_axes(axes, shown, batch)
+        axes.set_title(title, fontsize=11, fontweight="bold")
+        figure.supxlabel(foot, fontsize=7, color="#555555")
+        axes.text(0.01, 0.01, _NOTE, transform=axes.transAxes, fontsize=7.5, color="#555555")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        _name_points(figure, axes, shown, batch)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _places(rows: Sequence[Mapping[str, Any]], batch: str) -> tuple[list[float], list[float]]:
+    return [row["speed"][batch]["median"] for row in rows], [100 * row["accuracy"]["mean"] for row in rows]
+
+
+def _draw_family(axes: Any, rows: Sequence[Mapping[str, Any]], family: str, batch: str) -> None:
+    """Points with intervals; a line where a family is one model at several numbers of tokens."""
+    rows = sorted(rows, key=lambda row: row["tokens"] or 0)
+    speeds, accuracies = _places(rows, batch)
+    ends = [[100 * row["accuracy"][end] for row in rows] for end in ("low", "high")]
+    around = [[abs(end - middle) for end, middle in zip(side, accuracies, strict=True)] for side in ends]
+    style: Any = {"color": _COLOURS[family], "marker": _MARKERS[family], "label": family, "zorder": 2}
+    style |= {"markersize": _MARKER_SIZES.get(family, 5.5), "linewidth": 1.2, "elinewidth": 0.7}
+    axes.errorbar(speeds, accuracies, around, linestyle="none" if family in (DENSE, PEERS) else "-", **style)
+
+
+def _finish_axes(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> None:
+    from matplotlib.ticker import NullLocator
+
+    speeds, _ = _places(rows, batch)
+    low, high = min(speeds) / 1.12, max(speeds) * 1.2
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks := list(_ticks(low, high)), [f"{tick:g}" for tick in ticks])
+    axes.grid(color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"pictures a second, JPEG to class, batch {batch} (logarithmic): faster to the right")
+    axes.set_ylabel("accuracy on the test split, %")
+
+
+def _ticks(low: float, high: float) -> Iterator[float]:
+    """1, 2, 5 and their like; finer steps where there would be too few."""
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(step / 10 for step in range(10, 100, 2))):
+        found = [step * 10**power for power in range(-3, 7) for step in steps if low <= step * 10**power <= high]
+        if len(found) >= 4:
+            break
+    yield from found
+
+
+def _name_points(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> None:
+    """Puts each label where it covers least of the points, of the labels before it, and of what is outside."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    # Boxes are in pixels, of which a point of type has so many.
+    scale = figure.dpi / 72
+    places = list(zip(*_places(rows, batch), strict=True))
+    radius = 4 * scale
+    taken = [Bbox([(x - radius, y - radius), (x + radius, y + radius)]) for x, y in axes.transData.transform(places)]
+    inside = axes.get_window_extent()
+    # The best points choose first.
+    for number in sorted(range(len(rows)), key=lambda number: not rows[number]["frontier"][batch]):
+        row = rows[number]
+        is_best = row["frontier"][batch]
+        text = axes.annotate(
+            row["label"],
+            places[number],
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9 if is_best else 7.5,
+            fontweight="bold" if is_best else "normal",
+            color=_COLOURS[row["family"]],
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
+        box = text.get_window_extent()
+        boxes = {}
+        for x, y in _OFFSETS:
+            # From the point to the nearest edge of the writing, and on to its middle.
+            shift = x + _sign(x) * box.width / 2 / scale, y + _sign(y) * box.height / 2 / scale
+            boxes[shift] = box.translated(shift[0] * scale, shift[1] * scale)
+        best = min(boxes, key=lambda shift: _covered(boxes[shift], taken, inside))
+        text.set_position(best)
+        taken.append(boxes[best])
+
+
+def _covered(box: Any, taken: Sequence[Any], inside: Any) -> float:
+    """Pixels of a box that others have taken, or that lie outside."""
+    overlaps = (box.intersection(box, other) for other in (*taken, inside))
+    *covered, shown = (0.0 if overlap is None else overlap.width * overlap.height for overlap in overlaps)
+    return sum(covered) + box.width * box.height - shown
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

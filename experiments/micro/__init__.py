@@ -1,0 +1,1 @@
+"""Controlled comparisons at micro scale: Imagenette at 96 px."""

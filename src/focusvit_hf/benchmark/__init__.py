@@ -1,0 +1,1 @@
+"""Times FocusViT beside other models, from an encoded image to its class, and reports what it found."""

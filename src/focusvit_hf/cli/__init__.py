@@ -1,0 +1,1 @@
+"""The `focusvit` command, a file for each of its commands."""

@@ -1,0 +1,169 @@
+"""`focusvit benchmark`: how fast models are on the whole path, and what they cost, beside each other."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..benchmark.parts import PARTS
+from ..benchmark.plots import draw_plots, require_matplotlib
+from ..benchmark.report import compare, describe_failure, read_result, report
+from ..benchmark.run import MODES, Plan, Setting, measure
+from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
+from ..utils.files import check_folder, write_json
+from .arguments import count, device
+
+
+DEFAULT_SUBJECTS = "ViT-Ti/16,ViT-Ti/32,LeViT-128S,focusvit-tiny-full,focusvit-tiny-latent"
+DEFAULT_BASELINE = "ViT-Ti/16"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_benchmark_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit benchmark`."""
+    command = commands.add_parser(
+        "benchmark",
+        help="measure FocusViT beside other models: time on the whole path, memory, FLOPs",
+        epilog=f"Subjects: {', '.join(known_subjects())}; the JSON file of a preset; the folder of a checkpoint.",
+    )
+    command.add_argument("--subjects", type=_names, default=_names(DEFAULT_SUBJECTS), metavar="NAME,NAME")
+    command.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help=f"of the ratios; by default {DEFAULT_BASELINE} or the first subject",
+    )
+    command.add_argument(
+        "--resolutions",
+        type=_resolutions,
+        default=_resolutions("224"),
+        metavar="PX[:BATCH],...",
+        help="such as 224,448:8: a resolution with a batch size of its own takes no --batch-sizes; by default 224",
+    )
+    command.add_argument("--batch-sizes", type=_counts, default=[1, 32], metavar="N,N", help="by default 1,32")
+    command.add_argument("--mode", choices=(*MODES, "both"), default="inference")
+    command.add_argument(
+        "--training-resolutions",
+        type=_resolutions,
+        metavar="PX[:BATCH],...",
+        help="other resolutions for training steps; by default those of inference",
+    )
+    command.add_argument(
+        "--parts", type=_names, default=list(PARTS), metavar="PART,PART", help=f"by default {','.join(PARTS)}"
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="float32")
+    command.add_argument("--compile", action="store_true", help="torch.compile for every model")
+    command.add_argument(
+        "--device", type=device, default=device(None), help="such as cpu or cuda:1; by default cuda where there is"
+    )
+    command.add_argument("--threads", type=count, help="of the CPU; by default torch's")
+    command.add_argument("--repeats", type=count, default=7, help="timed rounds; by default 7")
+    command.add_argument("--warmup", type=count, default=2, help="rounds before them; by default 2")
+    command.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="leave memory out, which takes a while on a CPU"
+    )
+    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="of JPEG files; by default scikit-image's")
+    command.add_argument("--read", type=Path, metavar="FILE.json", help="show this result instead of measuring")
+    command.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there")
+    command.add_argument("--plots", type=Path, metavar="FOLDER", help="draw it there")
+    command.add_argument("--compare", type=Path, metavar="OLD.json", help="print ratios to an earlier result")
+    command.set_defaults(run=benchmark)
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """
+    `focusvit benchmark`: prints tables; `--out` writes the result as JSON, `--plots` draws it.
+
+    Raises:
+        ValueError: on unknown names and on what cannot be written or read, all before the first measurement; at the
+            end, when everything else is printed and written, on subjects that failed.
+    """
+    old = None if arguments.compare is None else read_result(arguments.compare)
+    if arguments.plots is not None:
+        try:
+            require_matplotlib()
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        check_folder(arguments.plots)
+    if arguments.out is not None:
+        if arguments.out.is_dir():
+            raise ValueError(f"expected a file for --out, got the folder {arguments.out}")
+        check_folder(arguments.out.parent)
+    if arguments.read is not None:
+        result = read_result(arguments.read)
+    else:
+        plan = _plan(arguments)
+        pictures = sample_pictures() if arguments.pictures is None else read_pictures(arguments.pictures)
+        with _threads(arguments.threads):
+            result = measure(plan, pictures)
+    written = []
+    # What was measured survives both a full disk and a closed pipe.
+    try:
+        if arguments.out is not None:
+            write_json(arguments.out, result)
+            written.append(arguments.out)
+        if arguments.plots is not None:
+            written += draw_plots(result, arguments.plots)
+    finally:
+        print(report(result))
+        for number, path in enumerate(written):
+            print(f"wrote {path}" if number else f"\nwrote {path}")
+    if old is not None:
+        print(f"\n{compare(result, old)}")
+    if result["failures"] and arguments.read is None:
+        first, *others = map(describe_failure, result["failures"])
+        raise ValueError(f"could not measure {first}{f'; and {len(others)} more' if others else ''}")
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    resolutions = {"inference": arguments.resolutions, "training": arguments.training_resolutions}
+    modes = MODES if arguments.mode == "both" else (arguments.mode,)
+    settings = [
+        Setting(mode, resolution, batch_size)
+        for mode in modes
+        for resolution, own in (resolutions[mode] or arguments.resolutions).items()
+        for batch_size in ([own] if own is not None else arguments.batch_sizes)
+    ]
+    subjects = [find_subject(name) for name in arguments.subjects]
+    names = [subject.name for subject in subjects]
+    baseline = arguments.baseline or (DEFAULT_BASELINE if DEFAULT_BASELINE in names else names[0])
+    return Plan(
+        subjects=subjects,
+        settings=settings,
+        baseline=baseline if baseline in names else find_subject(baseline).name,
+        parts=arguments.parts,
+        device=arguments.device,
+        dtype=DTYPES[arguments.dtype],
+        compiled=arguments.compile,
+        memory=arguments.memory,
+        repeats=arguments.repeats,
+        warmup=arguments.warmup,
+    )
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names between commas, got {text!r}")
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    return [count(number) for number in _names(text)]
+
+
+def _resolutions(text: str) -> dict[int, int | None]:
+    """Batch size, where there is one, by resolution."""
+    pairs = [item.partition(":") for item in _names(text)]
+    return {count(resolution): count(size) if colon else None for resolution, colon, size in pairs}

@@ -1,0 +1,52 @@
+"""`focusvit convert`: a FocusViT made of a ViT, DeiT or DINOv2 checkpoint."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..conversion.folder import convert_to_folder
+from ..conversion.loading import load_source_config
+from .arguments import count
+
+
+def add_convert_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit convert`."""
+    command = commands.add_parser("convert", help="make a FocusViT of a ViT, DeiT or DINOv2 checkpoint")
+    command.add_argument("source", metavar="SOURCE", help="a folder or a name on the Hub, with safetensors")
+    command.add_argument("target", type=Path, metavar="TARGET", help="the folder to write; it may not hold anything")
+    command.add_argument(
+        "--num-superpixels",
+        type=superpixels,
+        metavar="K",
+        help="a number, or ROWSxCOLUMNS; by default one for each 2 x 2 patches",
+    )
+    command.add_argument(
+        "--patch-pooling",
+        choices=("superpixel", "grid", "none"),
+        help="what tokens are pooled over, by default superpixels; none gives the source's own answers",
+    )
+    command.add_argument(
+        "--latent-layers", type=count, metavar="N", help="turn the last N layers into latent ones; by default none"
+    )
+    command.add_argument("--num-latents", type=count, metavar="M", help="number of latents, by default 16")
+    command.set_defaults(run=convert)
+
+
+def superpixels(text: str) -> int | tuple[int, int]:
+    rows, cross, columns = text.lower().partition("x")
+    return (count(rows), count(columns)) if cross else count(text)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """`focusvit convert`: writes the converted checkpoint and prints where its tensors come from."""
+    names = ("num_superpixels", "patch_pooling", "num_latents")
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if arguments.latent_layers:
+        layers = load_source_config(arguments.source).num_hidden_layers
+        if arguments.latent_layers > layers:
+            raise ValueError(f"expected --latent-layers up to the source's {layers}, got {arguments.latent_layers}")
+        full = layers - arguments.latent_layers
+        overrides["layer_types"] = ["full_attention"] * full + ["latent_attention"] * arguments.latent_layers
+    print(convert_to_folder(arguments.source, arguments.target, **overrides))
+    print(f"\nwrote {arguments.target}")

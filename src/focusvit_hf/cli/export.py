@@ -1,0 +1,65 @@
+"""`focusvit export`: a checkpoint as one graph, for ONNX Runtime or as a `torch.export` program."""
+
+import argparse
+from pathlib import Path
+
+from ..export.graph import EXPORT_FILES, GRAPH_INPUTS, QUANTIZATIONS, export_model
+from ..hub.checkpoints import load_checkpoint
+from ..utils.files import read_json
+from .arguments import add_num_superpixels, count
+
+
+def add_export_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit export`."""
+    command = commands.add_parser(
+        "export",
+        help="write a checkpoint as one graph, for ONNX Runtime or torch.export",
+        description="Writes a folder with a checkpoint as one graph, its labels and how pictures are prepared.",
+    )
+    command.add_argument("checkpoint", metavar="FOLDER_OR_NAME", help="a FocusViT, a folder or a name on the Hub")
+    command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    command.add_argument(
+        "--format", choices=EXPORT_FILES, default="onnx", help="by default onnx, which needs focusvit-hf[onnx]"
+    )
+    command.add_argument(
+        "--input",
+        choices=GRAPH_INPUTS,
+        default="images",
+        help="what the graph takes: pictures in uint8 (by default) or normalised pixel_values, both cut into "
+        "superpixels in the graph; or pixel_values and their superpixel_ids",
+    )
+    add_num_superpixels(command)
+    command.add_argument("--quantize", choices=QUANTIZATIONS, help="weights in 8 bits, for onnx")
+    command.add_argument(
+        "--batch", type=_batch, metavar="N|dynamic", help="pictures that the graph takes at a time; by default dynamic"
+    )
+    command.set_defaults(run=export)
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "dynamic" else count(text)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`focusvit export`: writes the folder and says what to feed."""
+    model, image_processor = load_checkpoint(arguments.checkpoint, arguments.num_superpixels)
+    # Half precision is a way to store weights; a graph computes in float32.
+    model.float()
+    try:
+        folder = export_model(
+            model,
+            image_processor,
+            arguments.out,
+            export_format=arguments.format,
+            graph_input=arguments.input,
+            quantization=arguments.quantize,
+            batch_size=arguments.batch,
+        )
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
+    description = read_json(folder / "export.json")
+    for part in ("inputs", "outputs"):
+        for name, tensor in description[part].items():
+            print(f"{part.removesuffix('s'):<6}  {name} {tensor['dtype']} {tensor['shape']}")
+    size = (folder / description["file"]).stat().st_size
+    print(f"wrote {folder / description['file']} ({size:,} bytes), its settings and labels beside it")

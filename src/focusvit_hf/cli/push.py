@@ -1,0 +1,42 @@
+"""`focusvit push`: a FocusViT to the Hub, with its code and its card."""
+
+import argparse
+
+from ..hub.push import push_to_hub
+
+
+def add_push_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit push`."""
+    command = commands.add_parser(
+        "push",
+        help="upload a FocusViT to the Hub with its code and its card",
+        description="Uploads a FocusViT to the Hub, so that it loads with this package and without it. The access "
+        "token is the one of `hf auth login` or of the environment variable HF_TOKEN.",
+    )
+    command.add_argument(
+        "source",
+        metavar="FOLDER_OR_CHECKPOINT",
+        help="a folder by save_for_hub, uploaded as it is, or a checkpoint that such a folder is made of",
+    )
+    command.add_argument("repo_id", metavar="REPO_ID", help="the repository, owner/name; made where there is none")
+    command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    command.add_argument("--revision", metavar="BRANCH", help="by default the main branch")
+    command.add_argument("--message", help="of the commit")
+    command.add_argument("--dry-run", action="store_true", help="only list what would be uploaded; no network")
+    command.set_defaults(run=push)
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """`focusvit push`: lists the files, and uploads them unless it is a dry run."""
+    pushed = push_to_hub(
+        arguments.source,
+        arguments.repo_id,
+        private=arguments.private,
+        revision=arguments.revision,
+        message=arguments.message,
+        dry_run=arguments.dry_run,
+    )
+    for name, size in pushed.files.items():
+        print(f"{size:>12,}  {name}")
+    done = "would go" if arguments.dry_run else "went"
+    print(f"{len(pushed.files)} files, {sum(pushed.files.values()):,} bytes, {done} to {pushed.url}")

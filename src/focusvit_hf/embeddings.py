@@ -1,0 +1,243 @@
+"""From pixels to tokens: the convolutional stem, linear patches, and what makes the encoder's tokens of either."""
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from .caching import cached_table
+from .configuration_focusvit import FocusViTConfig
+from .positions import _POSITION_BANDS, FocusViTDynamicPosition, FocusViTLearnedPosition, fourier_features
+from .regions import Regions
+from .superpixel_options import superpixel_layout
+from .superpixel_pooling import harden, pool_cells, pool_units
+from .superpixels import tile_ids
+from .transformer_blocks import keep_variance
+
+
+# What the units of a chunk of pictures may take.
+_CHUNK_BYTES = 2**23
+
+
+@cached_table
+def _cell_features(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """[`fourier_features`] of the centres of height x width cells: `(height * width, 4 * bands)`."""
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    return fourier_features(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1))
+
+
+@cached_table
+def _map_of_tiles(layout: tuple[int, int], cells: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """[`tile_ids`] for a batch of one."""
+    return tile_ids(layout, *cells, device=device)[None]
+
+
+def _is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what one of these classes does, and no more."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in kinds and not hooks
+
+
+class FocusViTConvNorm(nn.Module):
+    """
+    A convolution and batch normalisation (Ioffe and Szegedy, 2015), which is folded into it in evaluation and where
+    its weights are frozen: then the statistics are, too. Where several processes train, each normalises by its own
+    part of the batch, unless `torch.nn.SyncBatchNorm` took over.
+
+    `(batch_size, inputs, height, width)` to `(batch_size, outputs, height / stride, width / stride)`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        padding = (kernel_size - stride + 1) // 2
+        self.convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        keep_variance(self.convolution)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        norm, convolution = self.norm, self.convolution
+        if norm.training and norm.weight.requires_grad:
+            return norm(convolution(pixels))
+        # What was replaced, hooked or put elsewhere has to be called.
+        if _is_plain(convolution, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+            kernel, factor = convolution.weight, norm.weight
+            if kernel.device == factor.device == pixels.device:
+                mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
+                scale = factor * (variance + norm.eps).rsqrt()
+                weight = kernel * scale[:, None, None, None]
+                bias = torch.addcmul(norm.bias, mean, scale, value=-1)
+                return nn.functional.conv2d(pixels, weight, bias, convolution.stride, convolution.padding)
+        cells = convolution(pixels)
+        if not norm.training:
+            return norm(cells)
+        return nn.functional.batch_norm(
+            cells, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+
+
+class FocusViTConvEmbedding(nn.Module):
+    """
+    Cells of a convolutional stem: patches twice as large as a cell, so that they overlap, ReLU, 3 x 3 convolution,
+    position of the cell, ReLU. Both convolutions are normalised.
+
+    `pixel_values` `(batch_size, num_channels, height, width)` to `(batch_size, cells, stem_channels)`.
+    """
+
+    def __init__(self, config: FocusViTConfig):
+        super().__init__()
+        channels, cell = config.stem_channels, config.cell_size
+        # One more pixel where there would be no middle.
+        self.cells = FocusViTConvNorm(config.num_channels, channels, kernel_size=2 * cell + cell % 2, stride=cell)
+        self.mixing = FocusViTConvNorm(channels, channels, kernel_size=3)
+        self.position = nn.Linear(4 * _POSITION_BANDS, channels)
+        keep_variance(self.position)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            # Convolutions are faster on it, and pooling wants the channels last anyway.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        cells = self.mixing(self.cells(pixel_values).relu_())
+        features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
+        position = self.position(features.to(self.position.weight.dtype))
+        return (cells.flatten(2).transpose(1, 2) + position).relu_()
+
+
+class FocusViTPatchEmbedding(nn.Module):
+    """
+    Linear patches as in ViT: `(batch_size, num_channels, height, width)` to `(batch_size, patches, hidden_size)`.
+    """
+
+    def __init__(self, config: FocusViTConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class FocusViTEmbeddings(nn.Module):
+    """
+    From pixels and a superpixel map to the prefix (class token, distillation token, registers), the tokens with their
+    position, and each token's area.
+
+    `patch_pooling` decides the regions: superpixels, the tiles of a grid, or patches. The path is the same.
+    """
+
+    def __init__(self, config: FocusViTConfig):
+        super().__init__()
+        self.config = config
+        self.uses_cells = config.embedding_type == "conv"
+        if self.uses_cells:
+            self.units: nn.Module = FocusViTConvEmbedding(config)
+            self.projection: nn.Module = nn.Linear(2 * config.stem_channels, config.hidden_size)
+            keep_variance(self.projection)
+        else:
+            self.units = FocusViTPatchEmbedding(config)
+            self.projection = nn.Identity()
+        learned = config.position_embedding_type == "learned"
+        self.position = FocusViTLearnedPosition(config) if learned else FocusViTDynamicPosition(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.use_distillation_token:
+            self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def region_ids(self, cells: tuple[int, int], patches: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """The map of the controls, `(1, rows, columns)` of cells: tiles of the grid, or patches."""
+        layout = patches
+        if self.config.patch_pooling == "grid":
+            layout = superpixel_layout(self.config.num_superpixels, *cells)
+        return _map_of_tiles(layout, cells, device)
+
+    def forward(
+        self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)`
+        and the share of the picture's area each token covers, `(batch_size or 1, K)`.
+        """
+        config = self.config
+        height, width = pixel_values.shape[-2:]
+        cells = (height // config.cell_size, width // config.cell_size)
+        patches = (height // config.patch_size, width // config.patch_size)
+        ids = self.region_ids(cells, patches, pixel_values.device) if superpixel_ids is None else superpixel_ids
+        num_regions = patches[0] * patches[1] if config.patch_pooling == "none" else config.superpixel_count
+
+        if self.training and torch.is_grad_enabled():
+            # What stem and pooling keep for their gradients is a third of all, and quickly computed again.
+            pooled, shapes, patch_weights = checkpoint(
+                self.pool, pixel_values, ids, num_regions, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
+        # Autocast narrows what a product gives. As in ViT, what is added up from here on is not narrowed.
+        tokens = self.projection(pooled).to(self.cls_token.dtype)
+
+        special: torch.Tensor = self.cls_token
+        if config.use_distillation_token:
+            special = torch.cat((special, self.distillation_token), dim=1)
+        if isinstance(self.position, FocusViTLearnedPosition):
+            special, positions = self.position(special, patches, patch_weights)
+        else:
+            positions = self.position(shapes)
+        tokens = tokens + positions
+        prefix = torch.cat((special, self.register_tokens), dim=1) if config.num_register_tokens else special
+        prefix = prefix.expand(tokens.shape[0], -1, -1)
+        return self.dropout(prefix), self.dropout(tokens), shapes[..., 2]
+
+    def pool(
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Units pooled over the regions of `ids`, `(batch_size, num_regions, channels)`; the regions' geometry
+        `(batch_size or 1, num_regions, 5)`; and, where somebody needs it, their overlap with the patches.
+        """
+        regions = Regions(ids, num_regions)
+        shapes = regions.geometry()
+        patch_weights = None
+        if not self.uses_cells or isinstance(self.position, FocusViTLearnedPosition):
+            patch = self.config.patch_size
+            patches = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
+            patch_weights = self.patch_weights(regions, shapes, patches)
+        units = self._embed(pixel_values)
+        if patch_weights is None or self.uses_cells:
+            return pool_cells(units, regions), shapes, patch_weights
+        return pool_units(units, patch_weights), shapes, patch_weights
+
+    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The units. Their statistics move in the forward pass, and not where the backward pass computes it again."""
+        # A compiled graph has its mutations once, and takes what is computed again apart itself.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return self.units(pixel_values)
+        copies = {name: buffer.clone() for name, buffer in self.units.named_buffers()}
+        return functional_call(self.units, copies, pixel_values)
+
+    def _pool_in_chunks(
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """[`pool`] a few pictures at a time: a CPU's caches hold what that takes, and so need fewer new pages."""
+        picture = 4 * ids.shape[1] * ids.shape[2] * self.config.stem_channels
+        count = max(1, _CHUNK_BYTES // picture)
+        batch = pixel_values.shape[0]
+        whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or pixel_values.device.type != "cpu"
+        # Training normalises over the batch.
+        whole = whole or self.training
+        if whole or batch <= count or ids.shape[0] != batch:
+            return self.pool(pixel_values, ids, num_regions)
+        chunks = [
+            self.pool(*chunk, num_regions) for chunk in zip(pixel_values.split(count), ids.split(count), strict=True)
+        ]
+        pooled, shapes, weights = zip(*chunks, strict=True)
+        return torch.cat(pooled), torch.cat(shapes), None if weights[0] is None else torch.cat(weights)
+
+    def patch_weights(self, regions: Regions, shapes: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
+        """Overlap of regions with patches, `(batch_size or 1, K, patches)`, soft or hard."""
+        weights = regions.overlap(patches)
+        hard = self.config.superpixel_assignment == "hard"
+        return harden(weights, shapes, patches) if hard else weights

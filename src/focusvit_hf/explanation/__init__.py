@@ -1,0 +1,1 @@
+"""Shows what the answer for an image rests on."""

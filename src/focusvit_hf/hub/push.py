@@ -1,0 +1,165 @@
+"""Uploads a checkpoint's folder to the Hub, after a look at what it holds."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from ..utils.files import read_json
+from .checkpoints import load_checkpoint
+from .folder import (
+    CARD_FILE,
+    PICKLES,
+    TRAINING_LOG_FILE,
+    _with_imports,
+    save_for_hub,
+)
+from .model_card import relocated
+
+
+class Pushed(NamedTuple):
+    """
+    What [`push_to_hub`] uploaded, or would upload.
+
+    Args:
+        url (`str`): Where the repository is.
+        files (`dict[str, int]`): Size in bytes of each file, by its path in the repository.
+    """
+
+    url: str
+    files: dict[str, int]
+
+
+def push_to_hub(
+    source: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Pushed:
+    """
+    Uploads a FocusViT to the Hub in one commit. The source is only read, whatever happens on the way.
+
+    Args:
+        source (`str` or `Path`):
+            A folder by [`save_for_hub`], of which all is uploaded and nothing else. Or a classifier's checkpoint, of
+            which such a folder is made first: a folder, or a name on the Hub. A card is kept but for its section
+            "Use", which names the repository; where there is none it is written from `training_log.json`.
+        repo_id (`str`): Name of the repository, `owner/name`; it is made where there is none.
+        private (`bool`, *optional*): Whether a new repository is private.
+        revision (`str`, *optional*): The branch to commit to, made where there is none; the main one by default.
+        message (`str`, *optional*): The commit's message.
+        token (`str`, *optional*): Access token; by default the one of `hf auth login` or `HF_TOKEN`.
+        dry_run (`bool`, *optional*, defaults to `False`): Only says what would be uploaded; uses no network.
+
+    Returns:
+        [`Pushed`].
+
+    Raises:
+        ValueError: when the source is no FocusViT that is safe to load, holds the access token or a card the Hub does
+            not take, or the name is none.
+        OSError: when the Hub does not take it or the connection breaks. The same call again finishes the upload.
+    """
+    validate_repo_id(repo_id)
+    api = HfApi(token=token)
+    with _folder_for_hub(source, repo_id) as folder:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
+        card = (folder / CARD_FILE).read_text(encoding="utf-8")
+        files[CARD_FILE] = relocated(card, repo_id).encode()
+        _refuse_secrets(files, token or get_token())
+        pushed = Pushed(f"{api.endpoint}/{repo_id}", {name: _size(content) for name, content in files.items()})
+        if dry_run:
+            return pushed
+        try:
+            repository = api.create_repo(repo_id, private=private, exist_ok=True)
+            # Only now is an owner known who was not named.
+            files[CARD_FILE] = relocated(card, repository.repo_id).encode()
+            if revision is not None:
+                api.create_branch(repository.repo_id, branch=revision, exist_ok=True)
+            # One commit of exactly these files: an upload of the folder may leave files out, or need several commits.
+            api.create_commit(
+                repository.repo_id,
+                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
+                commit_message=message or "Upload FocusViT",
+                revision=revision,
+            )
+        # The library raises its HTTP client's errors, and RuntimeError for what breaks in one of its threads.
+        except (HTTPError, OSError, RuntimeError) as error:
+            reason = error.__cause__ or error
+            raise OSError(
+                f"expected {pushed.url} to take {len(files)} files, got: {reason}; {source} is as it was, and pushing "
+                "again goes on from there"
+            ) from error
+    return pushed._replace(url=str(repository))
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+@contextlib.contextmanager
+def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
+    """A folder by [`save_for_hub`]: the source, or one made of it that lasts as long as the context."""
+    folder = Path(source)
+    if _has_code(folder):
+        _check_folder(folder)
+        yield folder
+        return
+    model, image_processor = load_checkpoint(str(source))
+    log, card = (_beside(source, name) for name in (TRAINING_LOG_FILE, CARD_FILE))
+    with tempfile.TemporaryDirectory() as parent:
+        yield save_for_hub(
+            model,
+            image_processor,
+            Path(parent) / "folder",
+            location=repo_id,
+            training_log=read_json(log) if log else None,
+            card=card.read_text(encoding="utf-8") if card else None,
+        )
+
+
+def _beside(source: str | Path, name: str) -> Path | None:
+    """A file beside the weights in a folder or under a name on the Hub, or None where there is no such file."""
+    found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def _has_code(folder: Path) -> bool:
+    """Whether the classes that config.json names lie in the folder, with all they import."""
+    if not (folder / CONFIG_NAME).is_file():
+        return False
+    entries = read_json(folder / CONFIG_NAME).get("auto_map", {})
+    try:
+        _with_imports(folder, [entry.partition(".")[0] for entry in entries.values()])
+    except FileNotFoundError:
+        return False
+    return bool(entries)
+
+
+def _check_folder(folder: Path) -> None:
+    """ValueError unless a folder with code holds a card, a processor and weights that run no code when loaded."""
+    missing = [name for name in (CARD_FILE, IMAGE_PROCESSOR_NAME) if not (folder / name).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        missing.append(SAFE_WEIGHTS_NAME)
+    if missing:
+        raise ValueError(f"expected a folder by save_for_hub, got {folder} without {', '.join(missing)}")
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise ValueError(f"expected weights in safetensors alone, got pickles in {folder}: {', '.join(pickles)}")
+
+
+def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> None:
+    """ValueError where a file holds the access token."""
+    for name, content in files.items():
+        if token and token.encode() in (content if isinstance(content, bytes) else content.read_bytes()):
+            raise ValueError(f"expected no access token in what is uploaded, got yours in {name}")

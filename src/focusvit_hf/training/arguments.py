@@ -1,0 +1,234 @@
+"""Arguments of the two training scripts: dataclasses, recipes, and where a run begins."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import HfArgumentParser
+from transformers import TrainingArguments as HfTrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..utils.files import read_json
+from .distillation import DISTILLATION_TYPES
+from .trainer import STAGING_FOLDER
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train: a checkpoint, a configuration, or a preset."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A FocusViT checkpoint to begin from: a folder or a name on the Hub."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "A configuration to begin from without weights: a folder, JSON file or name."}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "A configuration of this repository, such as focusvit-nano, or a JSON file."}
+    )
+    config_overrides: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of the configuration to change, as JSON: '{\"num_superpixels\": 36}'."},
+    )
+    image_processor_name: str | None = field(
+        default=None,
+        metadata={"help": "An image processor; by default the checkpoint's own, or the one that matches the model."},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Begin with a fresh head where the checkpoint's number of classes differs."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads and converted data are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the trained weights, as the Hub abbreviates it: apache-2.0."}
+    )
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model on the Hub brings."})
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which pictures to train and measure on."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, or a folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "A configuration of that data set."})
+    data_dir: str | None = field(default=None, metadata={"help": "A folder of parquet files, one or more a split."})
+    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of pictures a class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    train_val_split: float | None = field(
+        default=0.0, metadata={"help": "Share of the training pictures held out where there is no validation split."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many pictures, drawn at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many pictures, drawn at random, at the end too."}
+    )
+    image_column_name: str = field(default="image", metadata={"help": "The column with the pictures."})
+    label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data as it comes; needs --max_steps."})
+    shuffle_buffer_size: int = field(default=4096, metadata={"help": "Pictures shuffled among each other there."})
+    decode_once: bool = field(
+        default=False,
+        metadata={"help": "Decode every picture once, into the cache of `datasets`."},
+    )
+    augmentation: dict | str | None = field(
+        default=None, metadata={"help": "Options of `AugmentationConfig`, as JSON; none by default."}
+    )
+
+
+@dataclass
+class TrainingArguments(HfTrainingArguments):
+    """The Trainer's arguments, and a few of these scripts'."""
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has to stay off: pictures become tensors in the collator."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Decay of a moving average of the weights, for evaluation and the result."},
+    )
+    train_num_superpixels: list[int] | None = field(
+        default=None,
+        metadata={"help": "Numbers of superpixels to draw from at every step, so that the model serves all of them."},
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Learn from this image classifier too: a folder or a name on the Hub."}
+    )
+    distillation_type: str = field(
+        default="soft",
+        metadata={"help": "Learn the teacher's probabilities or its first choice.", "choices": DISTILLATION_TYPES},
+    )
+    distillation_alpha: float = field(default=0.5, metadata={"help": "The teacher's share of the loss, in 0..1."})
+    distillation_temperature: float = field(
+        default=3.0, metadata={"help": "What scores are divided by before soft distillation compares them."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Begin anew in a folder that is not empty; its checkpoints go when training begins."},
+    )
+    final_evaluation: bool = field(
+        default=True,
+        metadata={"help": "Measure the saved model through a pipeline on the test split or --max_eval_samples of it."},
+    )
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path; the Trainer's own default where none was given."""
+        return Path(self.output_dir or "trainer_output")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments into every checkpoint, and uploads them.
+        return {**self.__dict__, "hub_token": None}
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
+    """
+    Reads the command line: flags, or a JSON recipe and then flags, which override the recipe.
+
+    Raises:
+        ValueError: If the recipe has a key that is no argument.
+    """
+    kinds: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds)
+    argv = list(argv)
+    if argv and argv[0].endswith(".json"):
+        recipe = read_json(Path(argv.pop(0)))
+        known = {item.name for kind in kinds for item in fields(kind) if item.init}
+        unknown = sorted(recipe.keys() - known)
+        if unknown:
+            raise ValueError(f"expected names of arguments in the recipe, got {unknown}")
+        parser.set_defaults(**recipe)
+    model_args, data_args, training_args = cast(tuple[Any, Any, Any], parser.parse_args_into_dataclasses(argv))
+    return model_args, data_args, training_args
+
+
+def json_object(name: str, value: dict | str | None) -> dict[str, Any]:
+    """The options given as JSON on the command line or as an object in a recipe; ValueError for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected a JSON object for {name}, got {value!r}: {error}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object for {name}, got {value!r}")
+    return value or {}
+
+
+def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state.json") -> str | None:
+    """
+    Decides where training begins; touches nothing.
+
+    Args:
+        state_file (`str`, *optional*, defaults to `"trainer_state.json"`): A file that every checkpoint has.
+
+    Returns:
+        `str` or `None`: The checkpoint to resume from: the one asked for, or the last one in the output folder.
+
+    Raises:
+        ValueError: If the output folder holds something else, if the checkpoint is not there or of another script, or
+            if one is asked for without training.
+    """
+    output_dir = args.folder
+    wanted = args.resume_from_checkpoint
+    if not args.do_train:
+        if wanted:
+            raise ValueError(f"expected --do_train with --resume_from_checkpoint, got {wanted!r} alone")
+        return None
+    if wanted and wanted.lower() not in ("true", "last"):
+        checkpoint: str | None = wanted
+    elif args.overwrite_output_dir and not wanted:
+        return None
+    else:
+        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if checkpoint is not None:
+        if not Path(checkpoint, state_file).is_file():
+            raise ValueError(f"expected a checkpoint with {state_file} in {checkpoint}, got none")
+        return checkpoint
+    if wanted:
+        raise ValueError(f"expected a checkpoint to resume from in {output_dir}, got none")
+    # What is left of a first checkpoint that was never finished is no reason to refuse the same command.
+    if output_dir.is_dir() and any(path.name != STAGING_FOLDER for path in output_dir.iterdir()):
+        raise ValueError(
+            f"expected an empty output_dir, got {output_dir} with other files in it; "
+            "choose another or give --overwrite_output_dir"
+        )
+    return None
+
+
+def clear_output_dir(args: TrainingArguments, checkpoint: str | None) -> None:
+    """
+    Deletes the checkpoints that training does not go on from, with `--overwrite_output_dir`.
+
+    Args:
+        checkpoint (`str`, *optional*): What [`prepare_output_dir`] decided on.
+    """
+    with args.main_process_first(desc="clearing the output folder"):
+        if args.should_save and args.overwrite_output_dir and checkpoint is None:
+            for folder in args.folder.glob("checkpoint-*"):
+                shutil.rmtree(folder)
+
+
+def public_arguments(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
+    """All arguments of a run, by name and in one dict, as a recipe would hold them; without access tokens."""
+    training = {item.name: getattr(training_args, item.name) for item in fields(training_args) if item.init}
+    arguments = {**asdict(model_args), **asdict(data_args), **training}
+    return {name: value for name, value in arguments.items() if not name.endswith("token")}
+
+
+def public_command(
+    script: str, argv: Sequence[str], model_args: ModelArguments, training_args: TrainingArguments
+) -> str:
+    """The command that repeats a run, to be given where `examples` is; without access tokens."""
+    command = ["python", f"examples/{Path(script).name}", *argv]
+    for secret in filter(None, (model_args.token, training_args.hub_token)):
+        command = [part.replace(secret, "TOKEN") for part in command]
+    return shlex.join(command)

@@ -1,0 +1,260 @@
+"""Batches of examples for training: pictures augmented, then cut into superpixels."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from transformers import TrainerCallback
+
+from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import decode, naming_picture
+from .augmentation import (
+    AugmentationConfig,
+    as_dtype,
+    as_floats,
+    color_jitter,
+    random_crop_with_padding,
+    random_horizontal_flip,
+    random_mix,
+    random_resized_crop,
+    soft_targets,
+)
+
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+
+
+class FocusViTDataCollator:
+    """
+    Makes a batch of examples: pictures augmented, then cut into superpixels, rescaled and normalised by the processor.
+
+    Without `augmentation` the pictures go through the processor and nothing else. With it they are brought to the
+    processor's size by the augmentation's crop, and superpixels come from the augmented picture in 8 bits.
+
+    Args:
+        image_processor ([`FocusViTImageProcessor`]): Its options say what comes out.
+        augmentation ([`AugmentationConfig`], *optional*): What is done to training pictures; leave out to evaluate.
+        num_labels (`int`, *optional*): Number of classes; needed where labels become probabilities.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            Key of the picture: PIL, array, tensor (with augmentation: of 8 bits), or undecoded
+            `{"bytes": ..., "path": ...}`.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            Key of the class, an integer. Without augmentation it may be absent from all examples.
+        generator (`torch.Generator`, *optional*):
+            What augmentation draws from. By default torch's global generator, which `Trainer` saves and data loaders
+            seed anew for each worker; a generator given here would be copied, and so repeat itself, in each of them.
+
+    Raises:
+        ValueError: when labels shall become probabilities but `num_labels` is not given.
+
+    Example:
+
+    ```python
+    >>> from focusvit_hf import FocusViTImageProcessor
+    >>> from focusvit_hf.training.augmentation import AugmentationConfig
+    >>> from focusvit_hf.training.data_collator import FocusViTDataCollator
+    >>> from skimage.data import chelsea
+
+    >>> collator = FocusViTDataCollator(FocusViTImageProcessor(), AugmentationConfig(cutmix_alpha=1.0), num_labels=10)
+    >>> batch = collator([{"image": chelsea(), "label": 3}, {"image": chelsea(), "label": 5}])
+    >>> {name: tuple(values.shape) for name, values in batch.items()}
+    {'pixel_values': (2, 3, 224, 224), 'superpixel_ids': (2, 56, 56), 'labels': (2, 10)}
+    ```"""
+
+    def __init__(
+        self,
+        image_processor: FocusViTImageProcessor,
+        augmentation: AugmentationConfig | None = None,
+        num_labels: int | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        generator: Generator | None = None,
+    ):
+        if num_labels is not None and num_labels < 1:
+            raise ValueError(f"Expected num_labels >= 1, got {num_labels}.")
+        if augmentation is not None and augmentation.makes_soft_targets and num_labels is None:
+            raise ValueError("Expected num_labels for mixup, cutmix and label smoothing, got None.")
+        # A processor's call takes more options than the base class declares.
+        self.image_processor: Any = image_processor
+        self.augmentation = augmentation
+        self.num_labels = num_labels
+        self.image_column = image_column
+        self.label_column = label_column
+        self.generator = generator
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """
+        Args:
+            examples (`list[dict]`): One or more, each with a picture and a class.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values` (B, 3, H, W) float32, `superpixel_ids` (B, H / cell, W / cell)
+            int64 where the processor makes them, and `labels`: (B,) int64, or (B, num_labels) float32 where they are
+            probabilities.
+
+        Raises:
+            ValueError: for no examples, a missing column, a label that is no class, and pictures that cannot be used;
+                the example's number in the batch, from 0, is named.
+        """
+        if not examples:
+            raise ValueError("Expected at least one example, got none.")
+        images = [self._image(index, example) for index, example in enumerate(examples)]
+        config, processor = self.augmentation, self.image_processor
+        if config is None and not any(self.label_column in example for example in examples):
+            return dict(processor(images, return_tensors="pt"))
+        labels = torch.tensor([self._label(index, example) for index, example in enumerate(examples)])
+        if config is None:
+            batch = processor(images, return_tensors="pt")
+        else:
+            pictures, labels = self._augmented(self._cropped(images, config), labels, config)
+            levels = as_dtype(pictures, torch.uint8)
+            fixed = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
+            batch = processor(levels, return_tensors="pt", **fixed)
+        return {**batch, "labels": labels}
+
+    def _image(self, index: int, example: Mapping[str, Any]) -> Any:
+        if self.image_column not in example:
+            raise ValueError(
+                f"Expected a picture in column {self.image_column!r} of example {index} of the batch, got the columns "
+                f"{sorted(example)}."
+            )
+        image = example[self.image_column]
+        if isinstance(image, (Image.Image, np.ndarray, Tensor)):
+            return image
+        with naming_picture(index, "could not be decoded"):
+            source = image if isinstance(image, Mapping) else {}
+            if source.get("bytes") is not None:
+                return Image.open(io.BytesIO(source["bytes"]))
+            if source.get("path") is not None:
+                return Image.open(source["path"])
+            raise ValueError(f"expected PIL, an array, a tensor or a dict with bytes or path, got {image!r:.80}")
+
+    def _label(self, index: int, example: Mapping[str, Any]) -> int:
+        if self.label_column not in example:
+            raise ValueError(
+                f"Expected a class in column {self.label_column!r} of example {index} of the batch, got the columns "
+                f"{sorted(example)}."
+            )
+        label = example[self.label_column]
+        if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0:
+            label = label.item()
+        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
+            raise ValueError(f"Expected an integer as label of example {index} of the batch, got {label!r}.")
+        if label < 0 or (self.num_labels is not None and label >= self.num_labels):
+            limit = "" if self.num_labels is None else f" and < {self.num_labels}"
+            raise ValueError(f"Expected a label >= 0{limit} for example {index} of the batch, got {label}.")
+        return int(label)
+
+    def _cropped(self, images: Sequence[Any], config: AugmentationConfig) -> Tensor:
+        """The pictures as one batch of the processor's size, float32 in 0..1."""
+        arrays = [self._array(index, image) for index, image in enumerate(images)]
+        size, processor = self._target_size(), self.image_processor
+        # A picture of the size wanted is left as it is, unless it would be resized and then cropped.
+        twice = processor.do_resize and processor.do_center_crop
+        if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
+            resized = processor(
+                arrays, do_rescale=False, do_normalize=False, do_superpixels=False, input_data_format="channels_first"
+            )
+            # It gives the 8-bit levels as floats.
+            arrays = [np.asarray(array).astype(np.uint8) for array in resized["pixel_values"]]
+        if size is None:
+            size = arrays[0].shape[1:]
+            if any(array.shape[1:] != size for array in arrays):
+                raise ValueError(
+                    "Expected pictures of one size, or an image processor whose size or crop_size fixes height and "
+                    f"width, got {sorted({array.shape[1:] for array in arrays})}."
+                )
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, array in enumerate(arrays):
+            groups.setdefault(array.shape, []).append(index)
+        pictures = torch.empty(len(arrays), 3, *size)
+        for members in groups.values():
+            group = torch.from_numpy(np.stack([arrays[index] for index in members]))
+            if config.crop == "random_resized":
+                group = random_resized_crop(group, size, config.crop_scale, config.crop_ratio, self.generator)
+            else:
+                group = random_crop_with_padding(group, config.crop_padding or 0, self.generator)
+            pictures[members] = as_floats(group)
+        return pictures
+
+    def _array(self, index: int, image: Any) -> np.ndarray:
+        """(3, height, width) uint8."""
+        if isinstance(image, Image.Image):
+            with naming_picture(index, "could not be decoded"):
+                decode(image)
+        with naming_picture(index, "cannot be used"):
+            array = self.image_processor.process_image(image, do_convert_rgb=True)
+            if array.dtype != np.uint8 or len(array) != 3:
+                raise ValueError(
+                    "expected a PIL picture or a uint8 array with 1, 3 or 4 channels to augment, got "
+                    f"{array.dtype} {array.shape}"
+                )
+        return array
+
+    def _target_size(self) -> tuple[int, int] | None:
+        processor = self.image_processor
+        size = processor.crop_size if processor.do_center_crop else processor.size if processor.do_resize else None
+        height, width = (size.get("height"), size.get("width")) if size else (None, None)
+        return (height, width) if height and width else None
+
+    def _augmented(self, pictures: Tensor, labels: Tensor, config: AugmentationConfig) -> tuple[Tensor, Tensor]:
+        pictures = random_horizontal_flip(pictures, config.horizontal_flip, self.generator)
+        strengths = config.brightness, config.contrast, config.saturation
+        pictures = color_jitter(pictures, *strengths, generator=self.generator)
+        if not config.makes_soft_targets or self.num_labels is None:
+            return pictures, labels
+        targets = soft_targets(labels, self.num_labels, config.label_smoothing)
+        return random_mix(pictures, targets, config, self.generator)
+
+
+class SeededCollator:
+    """
+    Makes the randomness of a collator a function of the seed, the epoch and the pictures of the batch alone.
+
+    The draws then depend neither on the number of workers, nor on prefetching, nor on where a run was interrupted: a
+    resumed run sees the pictures the uninterrupted one sees.
+
+    Args:
+        collator (`Callable`): Takes a list of dicts, returns the batch; draws from torch's global generator.
+        seed (`int`): Seed of the run.
+    """
+
+    def __init__(self, collator: Collator, seed: int):
+        self.collator = collator
+        self.seed = seed
+        # Shared, so that workers that live on from epoch to epoch see it change.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            features (`list[dict]`): Pictures, each with its number in the data set under `"index"`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: What the wrapped collator returns.
+        """
+        indices = [int(feature["index"]) for feature in features]
+        features = [{key: value for key, value in feature.items() if key != "index"} for feature in features]
+        entropy = np.random.SeedSequence([self.seed, int(self.epoch), *indices])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(entropy.generate_state(1, np.uint32)[0]))
+            return self.collator(features)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a [`SeededCollator`] which epoch has begun."""
+
+    def __init__(self, collator: SeededCollator):
+        self.collator = collator
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts counting at the epoch that training resumes in, or at 0."""
+        self.collator.epoch.fill_(int(state.epoch or 0) - 1)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts on. The trainer's own count is of no use here: it stands still over a stream read again."""
+        self.collator.epoch.add_(1)

@@ -1,0 +1,430 @@
+import errno
+import io
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from skimage.data import chelsea
+from transformers import ViTConfig, pipeline
+from transformers.utils import logging
+
+from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
+from focusvit_hf.cli import demo as cli_demo
+from focusvit_hf.cli.__main__ import main
+from focusvit_hf.cli.pictures import open_picture
+from focusvit_hf.hub import checkpoints
+from focusvit_hf.hub.checkpoints import load_checkpoint
+
+
+NAMES = {0: "cat", 1: "dog", 2: "frog", 3: "ship", 4: "truck"}
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = tiny_model(id2label=NAMES, label2id={name: number for number, name in NAMES.items()})
+    model.save_pretrained(folder)
+    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(saved, tmp_path):
+    """A copy to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A JPEG of a cat, a transparent PNG, and a grey one of 16 bits."""
+    paths = [tmp_path / name for name in ("cat.jpg", "round.png", "deep.png")]
+    Image.fromarray(chelsea()).save(paths[0])
+    transparent = Image.new("RGBA", (60, 40), (250, 10, 10, 0))
+    transparent.paste((10, 10, 250, 255), (10, 10, 40, 30))
+    transparent.save(paths[1])
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).save(paths[2])
+    return paths
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def fails(capsys, *arguments):
+    """The line on stderr of a command that has to fail."""
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("focusvit: error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, pictures, tmp_path, capsys):
+    out = tmp_path / "out" / "answers.json"
+    assert run("classify", *pictures, "--model", saved, "--out", out, "--top-k", 3, "--batch-size", batch_size) == 0
+    result = json.loads(out.read_text())
+    model, processor = load_checkpoint(str(saved))
+    classifier = pipeline("image-classification", model=model, image_processor=processor)
+    assert [item["picture"] for item in result["pictures"]] == [str(path) for path in pictures]
+    printed = capsys.readouterr().out
+    for path, item in zip(pictures, result["pictures"], strict=True):
+        expected = classifier(open_picture(path), top_k=3)
+        assert item["labels"] == [answer["label"] for answer in expected]
+        assert item["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+        assert str(path) in printed and f"{item['scores'][0]:.1%}" in printed
+    assert result["environment"]["dtype"] == "float32" and result["model"] == str(saved)
+    assert len({tuple(item["scores"]) for item in result["pictures"]}) == 3
+
+
+def test_another_number_of_superpixels_is_classified_and_drawn(saved, pictures, tmp_path, capsys):
+    own, other, drawn = tmp_path / "own.json", tmp_path / "other.json", tmp_path / "drawn.png"
+    assert run("classify", pictures[0], "--model", saved, "--out", own) == 0
+    assert run("classify", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
+    model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
+    processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
+    [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_picture(pictures[0])])
+    results = [json.loads(path.read_text()) for path in (own, other)]
+    assert [result["num_tokens"] for result in results] == [load_checkpoint(str(saved))[0].config.num_tokens, 4]
+    scores = [result["pictures"][0]["scores"] for result in results]
+    assert scores[1] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+    assert scores[0] != pytest.approx(scores[1], abs=1e-5)
+    assert run("visualize", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", drawn) == 0
+    assert drawn.is_file()
+    capsys.readouterr()
+    assert "got 1000" in fails(capsys, "classify", *pictures, "--model", saved, "--num-superpixels", 1000)
+
+
+def test_pictures_are_opened_upright_and_over_white(pictures, tmp_path):
+    transparent = np.asarray(open_picture(pictures[1]))
+    assert transparent[0, 0].tolist() == [255, 255, 255] and transparent[20, 20].tolist() == [10, 10, 250]
+    deep = np.asarray(open_picture(pictures[2]))
+    assert deep.shape == (64, 64, 3) and deep.max() == 255 and 100 < deep.mean() < 150
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=turned)
+    assert open_picture(tmp_path / "turned.jpg").size == (20, 30)
+
+
+def test_classify_takes_more_classes_than_there_are(saved, pictures, capsys):
+    assert run("classify", pictures[0], "--model", saved, "--top-k", 50) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES.values())
+
+
+def test_the_librarys_logging_is_as_before(saved, pictures):
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    run("classify", pictures[0], "--model", saved)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def truncated(folder):
+    path = folder / "truncated.jpg"
+    Image.fromarray(chelsea()).save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+    return path
+
+
+def not_a_picture(folder):
+    path = folder / "text.png"
+    path.write_text("no picture")
+    return path
+
+
+def not_finite(folder):
+    path = folder / "nan.tiff"
+    Image.fromarray(np.full((20, 20), np.nan, dtype=np.float32)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("make", [truncated, not_a_picture, not_finite, lambda f: f / "absent.jpg", lambda f: f])
+@pytest.mark.parametrize("command", ["classify", "visualize", "demo"])
+def test_a_bad_picture_is_named_and_nothing_is_written(command, make, saved, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_demo, "time_split", lambda *args: pytest.fail("nothing to time"))
+    bad, out = make(tmp_path), tmp_path / "out.json"
+    if command == "visualize":
+        out = tmp_path / "out.png"
+    out.write_text("old")
+    error = fails(capsys, command, pictures[0], bad, "--model", saved, "--out", out)
+    assert f"({bad}) cannot be used" in error
+    assert out.read_text() == "old"
+    assert not list(tmp_path.glob("*.incomplete"))
+
+
+def test_a_decompression_bomb_is_refused(saved, pictures, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        error = fails(capsys, "classify", pictures[0], "--model", saved)
+    assert "MAX_IMAGE_PIXELS" in error and str(pictures[0]) in error
+
+
+def test_a_picture_of_one_pixel_is_classified(saved, tmp_path, capsys):
+    Image.new("RGB", (1, 1), (9, 90, 200)).save(tmp_path / "pixel.png")
+    assert run("classify", tmp_path / "pixel.png", "--model", saved) == 0
+
+
+def test_a_full_disk_is_reported_and_the_old_file_stays(saved, pictures, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out.json"
+    out.write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left" in fails(capsys, "classify", pictures[0], "--model", saved, "--out", out)
+    assert out.read_text() == "old" and not list(tmp_path.glob("*.incomplete"))
+
+
+def without_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_a_foreign_tensor(folder):
+    tensors = load_file(folder / "model.safetensors") | {"foreign": torch.zeros(1)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_another_shape(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.bias"] = torch.zeros(3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_a_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def damaged(folder):
+    (folder / "model.safetensors").write_bytes(b"no tensors here")
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def without_a_processor(folder):
+    (folder / "preprocessor_config.json").unlink()
+
+
+def with_a_processor_of_its_own(folder):
+    processor = FocusViTImageProcessor.from_pretrained(folder, num_superpixels=4, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(folder)
+
+
+def another_model(folder):
+    ViTConfig().save_pretrained(folder)
+
+
+def misspelt(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_superpixel": 16}))
+
+
+def wrong_type(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+
+
+def removed(folder):
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_a_tensor, "classifier.bias is missing"),
+        (with_a_foreign_tensor, "foreign is not of this model"),
+        (with_another_shape, "classifier.bias has shape (3,) instead of (5,)"),
+        (as_a_pickle, "got a pickle (pytorch_model.bin)"),
+        (damaged, "expected a FocusViT checkpoint in safetensors"),
+        (without_weights, "model.safetensors"),
+        (without_a_processor, "expected a FocusViT checkpoint"),
+        (with_a_processor_of_its_own, "num_superpixels: expected 16, got 4"),
+        (another_model, "model_type 'vit'"),
+        (misspelt, "expected 'num_superpixels'"),
+        (wrong_type, "hidden_size"),
+        (removed, "expected a FocusViT checkpoint"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_bad_checkpoint_is_refused(spoil, message, checkpoint, pictures, capsys):
+    spoil(checkpoint)
+    assert message in fails(capsys, "classify", pictures[0], "--model", checkpoint)
+
+
+def test_every_missing_tensor_counts_but_the_error_stays_short(checkpoint, pictures, capsys):
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file({"classifier.bias": tensors["classifier.bias"]}, checkpoint / "model.safetensors", {"format": "pt"})
+    error = fails(capsys, "classify", pictures[0], "--model", checkpoint)
+    assert f"and {len(tensors) - 1 - 3} more" in error and len(error) < 500
+
+
+def test_the_checkpoint_of_the_source_tree_is_the_default(saved, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", tmp_path / "absent-nano")
+    error = fails(capsys, "classify", pictures[0])
+    assert "expected --model FOLDER_OR_NAME" in error and "absent-nano" in error
+    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved)
+    assert run("classify", pictures[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["classify"], "PICTURE"),
+        (["classify", "a.jpg", "--top-k", "0"], "expected a whole number >= 1, got '0'"),
+        (["classify", "a.jpg", "--batch-size", "many"], "expected a whole number >= 1, got 'many'"),
+        (["classify", "a.jpg", "--device", "abacus"], "expected a device of this machine, got 'abacus'"),
+        (["classify", "a.jpg", "--device", "cuda:99"], "expected a device of this machine, got 'cuda:99'"),
+        (["paint", "a.jpg"], "paint"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_end_with_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out.startswith("focusvit 0.")
+
+
+def test_visualize_draws_one_sheet_or_a_folder_of_them(saved, pictures, tmp_path, capsys):
+    sheet = tmp_path / "both.PNG"
+    assert run("visualize", *pictures[:2], "--model", saved, "--out", sheet) == 0
+    folder = tmp_path / "drawn"
+    assert run("visualize", *pictures[:2], "--model", saved, "--out", folder) == 0
+    assert sorted(os.listdir(folder)) == ["cat.png", "round.png"]
+    single, both = Image.open(folder / "cat.png"), Image.open(sheet)
+    assert single.format == both.format == "PNG"
+    assert both.height == single.height + Image.open(folder / "round.png").height
+    np.testing.assert_array_equal(np.asarray(both)[: single.height, : single.width], np.asarray(single))
+    assert capsys.readouterr().out.count("wrote") == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "out", "message"),
+    [
+        (["cat.jpg"], "drawing.gif", "expected a .png file or a folder for --out"),
+        (["cat.jpg"], "deep.txt", "expected a .png file or a folder for --out"),
+        (["cat.jpg", "cat.jpg"], "drawn", "expected pictures with different names"),
+    ],
+    ids=["suffix", "file", "twins"],
+)
+def test_visualize_refuses_where_it_cannot_write(names, out, message, saved, pictures, tmp_path, capsys):
+    (tmp_path / "deep.txt").write_text("old")
+    paths = [tmp_path / name for name in names]
+    assert message in fails(capsys, "visualize", *paths, "--model", saved, "--out", tmp_path / out)
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_visualize_overwrites_no_photograph(as_folder, saved, pictures, tmp_path, capsys):
+    photograph = tmp_path / "here" / "cat.png"
+    photograph.parent.mkdir()
+    Image.open(pictures[0]).save(photograph)
+    before = photograph.read_bytes()
+    out = photograph.parent if as_folder else photograph
+    error = fails(capsys, "visualize", photograph, "--model", saved, "--out", out)
+    assert f"expected an --out that is none of the pictures, got {photograph}" in error
+    assert photograph.read_bytes() == before
+
+
+def test_demo_shows_the_cat_and_further_pictures(saved, pictures, tmp_path, capsys, monkeypatch):
+    model, processor = load_checkpoint(str(saved))
+    # As fast as can be; the real ones have a test of their own.
+    monkeypatch.setattr(cli_demo, "DEMO_BATCHES", (1, 2))
+    systems = {"focusvit-tiny": (model, processor), "ViT-Ti/16": (model, processor)}
+    monkeypatch.setattr(cli_demo, "_tiny_systems", lambda device: systems)
+    assert run("demo", pictures[1], "--model", saved, "--out", tmp_path / "demo") == 0
+    assert sorted(os.listdir(tmp_path / "demo")) == ["result.json", "result.png"]
+    result = json.loads((tmp_path / "demo" / "result.json").read_text())
+    expected = pipeline("image-classification", model=model, image_processor=processor)(Image.fromarray(chelsea()))
+    assert result["labels"] == [answer["label"] for answer in expected] and len(result["labels"]) == 5
+    assert result["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+    assert [item["picture"] for item in result["pictures"]] == ["cat (scikit-image)", "round.png"]
+    assert result["splits"]["own_size"].keys() == {"batch_1", "batch_2"}
+    for batch, split in result["splits"]["at_224_pixels"].items():
+        assert split.keys() == {"focusvit-tiny", "ViT-Ti/16"}
+        ratio = split["ViT-Ti/16"]["whole_path"]["median_ms"] / split["focusvit-tiny"]["whole_path"]["median_ms"]
+        assert result["ratios"][batch]["whole_path"] == pytest.approx(ratio)
+    assert result["environment"]["torch"] == torch.__version__
+    # Two rows of three panels, the cat's as large as the photograph.
+    drawn = Image.open(tmp_path / "demo" / "result.png")
+    assert drawn.width > 3 * 451 and drawn.height > 300 + 280
+    printed = capsys.readouterr().out
+    assert result["labels"][0] in printed and "ratio" in printed and "superpixels" in printed
+
+
+@pytest.fixture
+def quick_demo(saved, monkeypatch):
+    """The demo without its measurement, and the demo's arguments."""
+    split = {part: {"median_ms": 1.0} for part in cli_demo.PART_NAMES}
+    monkeypatch.setattr(cli_demo, "_tiny_systems", lambda device: {"focusvit-tiny": None, "ViT-Ti/16": None})
+    monkeypatch.setattr(cli_demo, "time_split", lambda systems, pictures: dict.fromkeys(systems, split))
+    return "demo", "--model", saved
+
+
+class Closed(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError("Broken pipe")
+
+
+def test_demo_writes_its_result_even_if_it_cannot_be_printed(quick_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert run(*quick_demo, "--out", tmp_path / "demo") == 2
+    assert capsys.readouterr().err.endswith("focusvit: error: Broken pipe\n")
+    assert sorted(os.listdir(tmp_path / "demo")) == ["result.json", "result.png"]
+
+
+def test_demo_prints_its_result_even_if_the_disk_is_full_at_the_end(quick_demo, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cli_demo, "write_json", full)
+    assert run(*quick_demo, "--out", tmp_path / "demo") == 2
+    captured = capsys.readouterr()
+    assert "cat (scikit-image)" in captured.out and "batch 32" in captured.out
+    assert "No space left" in captured.err and "wrote" not in captured.out
+
+
+def test_demo_finds_first_where_it_cannot_write(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_demo, "ranked_classes", lambda *args: pytest.fail("classified before it was checked"))
+    (tmp_path / "file").write_text("old")
+    assert "file" in fails(capsys, "demo", "--model", saved, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_demo_compares_the_preset_with_a_vit_of_its_width_and_depth():
+    systems = cli_demo._tiny_systems(torch.device("cpu"))
+    (model, processor), (dense, dense_processor) = systems["focusvit-tiny"], systems["ViT-Ti/16"]
+    preset = Path(__file__).resolve().parents[2] / "src" / "focusvit_hf" / "presets" / "focusvit-tiny.json"
+    expected = json.loads(preset.read_text())
+    assert model.config.cell_size == expected.pop("superpixel_cell_size")
+    assert {name: getattr(model.config, name) for name in expected} == expected
+    names = (
+        "image_size",
+        "patch_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    )
+    assert [getattr(dense.config, name) for name in names] == [getattr(model.config, name) for name in names]
+    assert dense.config._attn_implementation == model.config._attn_implementation == "sdpa"
+    photograph = Image.fromarray(chelsea())
+    pixels = [p(photograph, return_tensors="pt").pixel_values for p in (processor, dense_processor)]
+    assert torch.equal(*pixels) and not dense_processor.do_superpixels

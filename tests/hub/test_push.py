@@ -1,0 +1,223 @@
+"""Pushing, against a stand-in for the Hub: what goes there, what breaks on the way, and where the token is."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, FocusViTModel
+from focusvit_hf.cli.__main__ import main
+from focusvit_hf.hub.folder import code_files, save_for_hub
+from focusvit_hf.hub.push import push_to_hub
+from hub_stand_in import TOKEN, taken_for_the_hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with taken_for_the_hub(monkeypatch, tmp_path / "cache") as server:
+        yield server
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    model = tiny_model()
+    image_processor = FocusViTImageProcessor.from_model_config(model.config)
+    return save_for_hub(model, image_processor, tmp_path / "saved", training_log={"figures": {"eval_accuracy": 0.5}})
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    """As a Trainer leaves it: the model, the processor, a pickle, a log."""
+    folder = tmp_path / "run"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(folder)
+    torch.save({"anything": 1}, folder / "training_args.bin")
+    (folder / "training_log.json").write_text(json.dumps({"figures": {"test_accuracy": 0.25}}))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_location(card: bytes) -> str:
+    return re.sub(r'^name = ".*"$', "", card.decode(), flags=re.MULTILINE)
+
+
+def test_what_is_uploaded_is_exactly_the_folder(hub, saved):
+    (saved / "pictures").mkdir()
+    (saved / "pictures" / "regions.png").write_bytes(b"no picture")
+    before = contents(saved)
+    pushed = push_to_hub(saved, "me/mine", private=True, message="First")
+    assert hub.commits == [("me/mine", "main", sorted(before))]
+    assert sorted(pushed.files) == sorted(before) and pushed.url == f"{hub.url}/me/mine"
+    uploaded = hub.files["me/mine"]
+    assert 'name = "me/mine"' in uploaded["README.md"].decode()
+    assert without_location(uploaded.pop("README.md")) == without_location(before.pop("README.md"))
+    assert uploaded == before
+    assert hub.created[0]["visibility"] == "private"
+    assert b'"summary": "First"' in hub.bodies[-1]
+
+
+def test_of_a_checkpoint_only_what_belongs_on_the_hub_is_uploaded(hub, checkpoint):
+    before = contents(checkpoint)
+    push_to_hub(checkpoint, "me/mine")
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_log.json"}
+    assert set(hub.files["me/mine"]) == files | {path.name for path in code_files()}
+    assert contents(checkpoint) == before
+    card = hub.files["me/mine"]["README.md"].decode()
+    assert "| Accuracy | test |  | 0.2500 |" in card and 'name = "me/mine"' in card
+
+
+def test_a_card_edited_by_hand_is_kept_but_for_the_place_it_names(hub, checkpoint):
+    card = "---\nlicense: mit   # by hand\n---\n# Mine\n\n## Use\n\nold\n\n## Limits\n\nSees no dogs.\n"
+    (checkpoint / "README.md").write_text(card)
+    push_to_hub(checkpoint, "me/mine")
+    uploaded = hub.files["me/mine"]["README.md"].decode()
+    head, _, rest = card.partition("## Use\n\nold\n\n")
+    assert uploaded.startswith(head) and uploaded.endswith(rest) and 'name = "me/mine"' in uploaded
+
+
+def test_a_copy_of_a_name_on_the_hub_keeps_its_card_and_log(hub, checkpoint):
+    card = "---\nlicense: mit\n---\n# Mine\n\n## Use\n\nold\n\n## Limits\n\nSees no dogs.\n"
+    (checkpoint / "README.md").write_text(card)
+    push_to_hub(checkpoint, "me/mine")
+    push_to_hub("me/mine", "me/copy")
+    mine, copy = (hub.files[name] for name in ("me/mine", "me/copy"))
+    assert b"license: mit" in copy["README.md"] and b"Sees no dogs." in copy["README.md"]
+    assert json.loads(copy["training_log.json"]) == json.loads(mine["training_log.json"])
+
+
+def test_a_repository_without_owner_and_a_branch(hub, saved):
+    pushed = push_to_hub(saved, "mine", revision="v1")
+    assert pushed.url == f"{hub.url}/me/mine"
+    assert ("POST", "/api/models/me/mine/branch/v1") in hub.requests and hub.commits[0][1] == "v1"
+    assert 'name = "me/mine"' in hub.files["me/mine"]["README.md"].decode()
+
+
+@pytest.mark.parametrize("broken", ["repos/create", "validate-yaml", "preupload", "/large/", "/commit/"])
+@pytest.mark.parametrize("source", ["saved", "checkpoint"])
+def test_a_broken_connection_leaves_the_folder_and_the_next_push_succeeds(hub, source, broken, request):
+    folder = request.getfixturevalue(source)
+    before = contents(folder.parent)
+    hub.broken = broken
+    with pytest.raises(OSError, match="pushing again goes on from there"):
+        push_to_hub(folder, "me/mine")
+    assert contents(folder.parent) == before
+    assert hub.commits == []
+    hub.broken = None
+    pushed = push_to_hub(folder, "me/mine")
+    assert hub.commits == [("me/mine", "main", sorted(pushed.files))]
+    assert contents(folder.parent) == before
+
+
+def test_a_dry_run_uses_no_network(hub, saved):
+    pushed = push_to_hub(saved, "me/mine", dry_run=True)
+    assert hub.requests == [] and sorted(pushed.files) == sorted(contents(saved))
+
+
+def test_the_token_is_neither_printed_nor_written(hub, saved, checkpoint, tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "huggingface_hub")
+    for broken in ("/commit/", None):
+        hub.broken = broken
+        for folder in (saved, checkpoint):
+            try:
+                push_to_hub(folder, f"me/{folder.name}")
+            except OSError as error:
+                assert broken and TOKEN not in str(error)
+    assert len(hub.commits) == 2
+    # Where large files go was told by a request that had it.
+    assert hub.secrets == {f"Bearer {TOKEN}", None}
+    assert not [path for path, content in contents(tmp_path).items() if TOKEN.encode() in content]
+    assert not any(TOKEN.encode() in body for body in hub.bodies)
+    printed = capfd.readouterr()
+    assert TOKEN not in printed.out + printed.err + caplog.text
+
+
+def test_a_folder_that_holds_the_token_is_refused(hub, saved):
+    (saved / "notes.txt").write_text(f"my token is {TOKEN}")
+    with pytest.raises(ValueError, match=r"expected no access token .* got yours in notes.txt"):
+        push_to_hub(saved, "me/mine")
+    assert hub.requests == []
+
+
+def test_the_command_lists_and_pushes(hub, saved, capsys):
+    assert main(["push", str(saved), "me/mine", "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert "model.safetensors" in dry and "would go to" in dry and hub.requests == []
+    assert main(["push", str(saved), "me/mine", "--private", "--message", "By command"]) == 0
+    assert "went to" in capsys.readouterr().out and len(hub.commits) == 1
+    hub.broken = "/commit/"
+    assert main(["push", str(saved), "me/mine"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("focusvit: error: ") and "pushing again" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "me//mine", "a/b/c", "me/-mine"])
+def test_a_bad_name_is_refused_before_anything_is_loaded(hub, name, tmp_path):
+    with pytest.raises(ValueError, match=r"(?i)repo id|repo_id"):
+        push_to_hub(tmp_path / "nowhere", name)
+    assert hub.requests == []
+
+
+def spoilt(saved, name):
+    if name == "pickle":
+        torch.save({}, saved / "optimizer.pt")
+    elif name == "card":
+        (saved / "README.md").write_text("---\nlicense: My Own Licence\n---\ntext")
+    else:
+        (saved / name).unlink()
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pickle", "got pickles in .*optimizer.pt"),
+        ("card", "expected license as the Hub"),
+        ("README.md", "without README.md"),
+        ("model.safetensors", "without model.safetensors"),
+        ("preprocessor_config.json", "without preprocessor_config.json"),
+        ("config.json", "expected a FocusViT checkpoint"),
+    ],
+)
+def test_what_is_no_folder_for_the_hub_is_refused(hub, saved, name, message):
+    with pytest.raises(ValueError, match=message):
+        push_to_hub(spoilt(saved, name), "me/mine")
+    assert hub.requests == []
+
+
+def test_a_pickle_is_no_checkpoint(hub, checkpoint):
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"expected model.safetensors in .*, got a pickle"):
+        push_to_hub(checkpoint, "me/mine")
+    assert hub.requests == []
+
+
+def test_a_model_loaded_with_its_code_and_saved_without_is_given_its_code_again(hub, saved, tmp_path):
+    model = FocusViTForImageClassification.from_pretrained(saved)
+    model.save_pretrained(tmp_path / "again")
+    FocusViTImageProcessor.from_pretrained(saved).save_pretrained(tmp_path / "again")
+    push_to_hub(tmp_path / "again", "me/mine")
+    assert {path.name for path in code_files()} < set(hub.files["me/mine"])
+
+
+def test_the_librarys_own_push_takes_our_classes(hub, tiny_model, tmp_path):
+    model = tiny_model()
+    image_processor = FocusViTImageProcessor.from_model_config(model.config)
+    model.push_to_hub("me/plain")
+    image_processor.push_to_hub("me/plain")
+    model.config.push_to_hub("me/config")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    loaded = FocusViTForImageClassification.from_pretrained("me/plain")
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert FocusViTModel.from_pretrained("me/plain").config.num_superpixels == 16
+    FocusViTImageProcessor.from_pretrained("me/plain").validate_against_config(loaded.config)

@@ -1,0 +1,294 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.data import chelsea
+from transformers.image_utils import SizeDict
+
+from focusvit_hf.images import (
+    channels_first,
+    check_area,
+    decode,
+    flat_pictures,
+    from_array,
+    from_pil,
+    naming_picture,
+    over_white,
+    resize,
+    resized_size,
+    to_8_bit,
+)
+
+
+COLOURS = np.array([[[200, 30, 60], [10, 220, 90]], [[128, 128, 128], [0, 0, 255]]], dtype=np.uint8)
+
+
+def in_mode(mode):
+    """The four colours as a PIL picture of a mode, as its own conversion from RGB makes it."""
+    picture = Image.fromarray(COLOURS)
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        return ImageCms.profileToProfile(
+            picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    if mode in ("PA", "LA", "La"):
+        return picture.convert("L").convert("LA").convert(mode)
+    if mode == "RGBa":
+        return picture.convert("RGBA").convert(mode)
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P"])
+def test_colour_modes_become_the_same_rgb(mode):
+    converted = from_pil(in_mode(mode), do_convert_rgb=True)
+    assert converted.mode == "RGB"
+    # The ways to and from these colour spaces round to 8 bits, where saturated colours lie at the edge of LAB's gamut;
+    # a palette has fixed colours.
+    tolerance = {"P": 60, "LAB": 25}.get(mode, 6)
+    assert np.abs(np.asarray(converted).astype(int) - COLOURS.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "La", "PA", "I", "F"])
+def test_grey_modes_become_grey_rgb(mode):
+    grey = np.asarray(Image.fromarray(COLOURS).convert("L"))
+    converted = np.asarray(from_pil(in_mode(mode), do_convert_rgb=True))
+    assert converted.shape == (2, 2, 3)
+    assert np.abs(converted.astype(int) - grey[..., None]).max() <= 1
+
+
+def test_bilevel_pictures_become_black_and_white():
+    picture = Image.fromarray(np.array([[True, False], [False, True]]))
+    assert picture.mode == "1"
+    for do_convert_rgb in (True, False):
+        array = channels_first(from_pil(picture, do_convert_rgb))
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array[0], [[255, 0], [0, 255]])
+
+
+@pytest.mark.parametrize("order", ["I;16", "I;16B"])
+def test_16_bit_pictures_are_scaled_not_clipped(order):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    picture = Image.fromarray(levels * 257)
+    if order == "I;16B":
+        picture = Image.frombytes("I;16B", (16, 16), (levels * 257).astype(">u2").tobytes())
+    assert picture.mode == order
+    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=True))[..., 0], levels)
+    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=False)), levels)
+
+
+def test_a_16_bit_png_keeps_its_gradient():
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(buffer, "PNG")
+    levels = np.asarray(from_pil(Image.open(buffer), do_convert_rgb=True))[..., 0].ravel()
+    assert levels[0] == 0 and levels[-1] == 255
+    assert (np.diff(levels.astype(int)) >= 3).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "values", "expected"),
+    [
+        ("I", np.int32, [0, 255], [0, 255]),
+        ("I", np.int32, [0, 65535], [0, 255]),
+        ("I", np.int32, [257, 25700], [1, 100]),
+        ("F", np.float32, [0.0, 1.0], [0, 255]),
+        ("F", np.float32, [0.2, 0.4], [51, 102]),
+        ("F", np.float32, [2.0, 254.6], [2, 255]),
+    ],
+)
+def test_white_of_wide_modes_follows_from_the_values(mode, dtype, values, expected):
+    picture = Image.fromarray(np.array([values], dtype=dtype))
+    assert picture.mode == mode
+    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=False)), [expected])
+
+
+def test_transparency_is_laid_over_white():
+    pixels = np.array([[[200, 0, 0, 0], [200, 0, 0, 255]]], dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(from_pil(Image.fromarray(pixels), True)), [[[255] * 3, [200, 0, 0]]])
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
+    palette.info["transparency"] = 0
+    np.testing.assert_array_equal(np.asarray(from_pil(palette, True)), [[[255] * 3, [1] * 3]])
+
+
+def test_an_rgb_picture_is_not_copied():
+    picture = Image.fromarray(COLOURS)
+    assert from_pil(picture, do_convert_rgb=True) is picture
+
+
+def test_modes_stay_without_conversion():
+    assert from_pil(in_mode("RGBA"), do_convert_rgb=False).mode == "RGBA"
+    assert channels_first(in_mode("RGBA")).shape == (4, 2, 2)
+    assert channels_first(in_mode("L")).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[0, 255]], dtype=np.uint16), [[0, 255]]),
+        (np.array([[0, 65535]], dtype=np.uint16), [[0, 255]]),
+        (np.array([[257, 514]], dtype=np.int64), [[1, 2]]),
+        (np.array([[3, 7]], dtype=np.int8), [[3, 7]]),
+        (np.array([[True, False]]), [[255, 0]]),
+        (torch.tensor([[0, 65535]], dtype=torch.int32), [[0, 255]]),
+        (torch.tensor([[9, 11]], dtype=torch.uint8), [[9, 11]]),
+    ],
+)
+def test_integer_arrays_become_8_bit(array, expected):
+    converted = from_array(array)
+    assert converted.dtype == np.uint8
+    np.testing.assert_array_equal(converted, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_float_tensors_become_float32(dtype):
+    converted = from_array(torch.tensor([[0.0, 0.5]], dtype=dtype, requires_grad=True))
+    assert converted.dtype == np.float32
+    np.testing.assert_array_equal(converted, [[0.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((0, 4, 3), np.uint8), "none of them 0, got shape"),
+        (np.zeros((4,), np.uint8), "got shape"),
+        (np.zeros((1, 1, 4, 4, 3), np.uint8), "got shape"),
+        (np.full((4, 4), np.nan), "got NaN or infinity"),
+        (np.full((4, 4), np.inf, np.float16), "got NaN or infinity"),
+        (np.full((4, 4), 1e300), "got NaN or infinity"),
+        (torch.full((3, 4, 4), float("nan")), "got NaN or infinity"),
+        (np.full((4, 4), -1, np.int16), "expected values in 0..255, got -1"),
+        (np.full((4, 4), 70000, np.int32), "expected values in 0..65535, got 70000"),
+        (np.zeros((4, 4), complex), "expected integer or floating point"),
+        (np.full((4, 4), "a"), "expected integer or floating point"),
+        ("a picture", "expected a PIL picture"),
+    ],
+)
+def test_bad_arrays_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        from_array(bad)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 70000.0])
+def test_bad_values_of_pil_pictures_are_refused(value):
+    with pytest.raises(ValueError, match="expected"):
+        from_pil(Image.fromarray(np.full((2, 2), value, np.float32)), do_convert_rgb=True)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_transparent_floats_are_laid_over_white(white):
+    colours = np.array([[0, 10, 255], [40, 0, 255], [0, 0, 255], [255, 102, 0]], np.uint8)[:, None]
+    levels = colours.astype(np.float32) * (white / 255)
+    found = over_white(levels)
+    picture = from_pil(Image.fromarray(np.moveaxis(colours, 0, -1)), True)
+    assert found.dtype == np.float32 and found.shape == (3, 1, 3)
+    assert np.abs(found * (255 / white) - channels_first(picture)).max() <= 1
+    assert np.array_equal(found[:, 0, 0], levels[:3, 0, 0]) and np.array_equal(found[:, 0, 2], [white] * 3)
+    with pytest.raises(ValueError, match=r"expected RGBA values in 0..1 or 0..255, got"):
+        over_white(levels * -1 if white == 1 else levels * 2)
+
+
+def test_to_8_bit_with_a_given_white_does_not_look_at_the_values():
+    np.testing.assert_array_equal(to_8_bit(np.array([0, 100, 200], np.uint16), white=65535), [0, 0, 1])
+
+
+def truncated_jpeg():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    return Image.open(io.BytesIO(buffer.getvalue()[:1500]))
+
+
+def test_decode_finds_damage_early():
+    with pytest.raises(OSError, match="truncated"):
+        decode(truncated_jpeg())
+    with (
+        pytest.raises(ValueError, match=r"^Image 3 of the batch could not be decoded: .*truncated"),
+        naming_picture(3, "could not be decoded"),
+    ):
+        decode(truncated_jpeg())
+
+
+def test_decode_refuses_empty_pictures_and_bombs_before_decoding(monkeypatch):
+    with pytest.raises(ValueError, match="expected a picture with pixels, got 0 x 3"):
+        decode(Image.new("RGB", (0, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    bomb = Image.new("RGB", (7, 3))
+    monkeypatch.setattr(bomb, "load", lambda: pytest.fail("decoded a bomb"))
+    with pytest.raises(ValueError, match=r"MAX_IMAGE_PIXELS = 20 pixels.* got 7 x 3"):
+        decode(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    check_area(10**6, 10**6)
+
+
+def test_flat_pictures_opens_lists_and_batches():
+    batch = np.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    single = np.zeros((4, 4))
+    flat = list(flat_pictures([[batch, single], (in_mode("L"),), torch.zeros(1, 3, 2, 2)]))
+    assert len(flat) == 5
+    np.testing.assert_array_equal(flat[1], batch[1])
+    assert flat[2] is single
+    assert list(flat_pictures([[], []])) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"height": 5, "width": 7}, (5, 7)),
+        ({"shortest_edge": 50}, (50, 100)),
+        ({"shortest_edge": 50, "longest_edge": 60}, (30, 60)),
+        ({"max_height": 40, "max_width": 40}, (20, 40)),
+    ],
+)
+def test_sizes_follow_vit(size, expected):
+    assert resized_size(100, 200, SizeDict(**size)) == expected
+    assert resized_size(200, 100, SizeDict(**size))[::-1] == (expected if "height" not in size else (7, 5))
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"expected size with 'height' and 'width'.* got \{'longest_edge': 5\}"):
+        resized_size(10, 10, SizeDict(longest_edge=5))
+    with pytest.raises(ValueError, match="at least 1 x 1"):
+        resized_size(1, 1000, SizeDict(max_height=5, max_width=5))
+    with pytest.raises(ValueError, match="MAX_IMAGE_PIXELS"):
+        resized_size(1, 60000, SizeDict(shortest_edge=224))
+    with pytest.raises(ValueError, match="at most 4 channels"):
+        resize(np.zeros((5, 4, 4), np.uint8), SizeDict(height=2, width=2), Image.Resampling.BILINEAR)
+
+
+@pytest.fixture(scope="module")
+def cat():
+    return Image.fromarray(chelsea())
+
+
+@pytest.mark.parametrize("filter_name", ["BILINEAR", "BICUBIC", "LANCZOS"])
+@pytest.mark.parametrize("size", [(224, 224), (96, 130), (500, 300)])
+def test_resizing_a_photograph_is_within_a_grey_level_of_pil(cat, size, filter_name):
+    resample = Image.Resampling[filter_name]
+    for picture in (cat, cat.convert("L")):
+        expected = np.asarray(picture.resize(size[::-1], resample), np.int64)
+        resized = resize(picture, SizeDict(height=size[0], width=size[1]), resample).astype(np.int64)
+        difference = np.abs((resized[0] if picture.mode == "L" else resized.transpose(1, 2, 0)) - expected)
+        assert difference.max() <= 1 and (difference == 0).mean() > 0.97
+
+
+def test_resizing_reads_the_memory_of_a_picture_without_a_warning(cat, recwarn):
+    before = np.array(cat)
+    resize(cat, SizeDict(height=20, width=30), Image.Resampling.BILINEAR)
+    assert not recwarn.list
+    np.testing.assert_array_equal(np.asarray(cat), before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3, 4]), seed=st.integers(0, 99)
+)
+def test_resizing_an_array_equals_resizing_the_picture(height, width, channels, seed):
+    array = np.random.default_rng(seed).integers(0, 256, (channels, height, width), dtype=np.uint8)
+    picture = Image.fromarray(array[0] if channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    size = SizeDict(height=13, width=9)
+    resized = resize(array, size, Image.Resampling.BILINEAR)
+    assert resized.shape == (channels, 13, 9) and resized.dtype == np.uint8
+    np.testing.assert_array_equal(resized, resize(picture, size, Image.Resampling.BILINEAR))
