@@ -2,12 +2,13 @@
 
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from focusvit_hf import FocusViTConfig
+from focusvit_hf import FocusViTConfig, configuration_focusvit
 
 
 def test_defaults():
@@ -322,3 +323,46 @@ def test_configurations_do_not_share_their_lists():
 def test_the_base_class_reads_it_as_trainer_does_to_resume(tmp_path):
     FocusViTConfig(num_hidden_layers=2, layer_types=["full_attention", "latent_attention"]).save_pretrained(tmp_path)
     assert PreTrainedConfig.from_json_file(tmp_path / "config.json").layer_types[1] == "latent_attention"
+
+
+PRESETS = sorted(path.stem for path in Path(configuration_focusvit.__file__).with_name("presets").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_configurations(name):
+    path = Path(configuration_focusvit.__file__).with_name("presets") / f"{name}.json"
+    preset = json.loads(path.read_text())
+    config = FocusViTConfig.from_preset(name, num_labels=7)
+    assert {field: getattr(config, field) for field in preset} == preset
+    assert config.num_labels == 7
+    assert FocusViTConfig.from_preset(path).to_dict() == FocusViTConfig.from_preset(name).to_dict()
+
+
+def test_overrides_of_a_preset_win():
+    config = FocusViTConfig.from_preset("focusvit-tiny", num_superpixels=100, image_size=448)
+    assert (config.num_superpixels, config.image_size, config.hidden_size) == (100, 448, 192)
+    with pytest.raises(ValueError, match="'num_superpixel': expected 'num_superpixels'"):
+        FocusViTConfig.from_preset("focusvit-tiny", num_superpixel=100)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1]", "Expected a JSON object .* got list"), ("{", "Expected JSON in"), ("[" * 100_000, "Expected JSON in")],
+)
+def test_files_that_hold_no_preset_are_refused(tmp_path, content, message):
+    path = tmp_path / "preset.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        FocusViTConfig.from_preset(path)
+
+
+@pytest.mark.parametrize("name", ["focusvit-huge", "../presets/focusvit", "absent.json", ""])
+def test_an_unknown_preset_names_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"'focusvit-tiny', 'focusvit-tiny-dense'.*path of a JSON file, got"):
+        FocusViTConfig.from_preset(name)
+
+
+def test_a_copy_without_presets_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration_focusvit, "_PRESETS", tmp_path / "presets")
+    with pytest.raises(ValueError, match="only the installed package has"):
+        FocusViTConfig.from_preset("focusvit-tiny")

@@ -1,8 +1,11 @@
 """FocusViT model configuration."""
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +16,8 @@ from .errors import refuse_misspelt
 from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_layout
 
 
+# Installed with the package. A copy of this file that came with a checkpoint has no such folder beside it.
+_PRESETS = Path(__file__).with_name("presets")
 LAYER_TYPES = ("full_attention", "latent_attention")
 # Before it resumes, Trainer reads a checkpoint's config.json through the base class, which knows the library's own
 # kinds of layers only and offers no registration.
@@ -187,6 +192,40 @@ class FocusViTConfig(PreTrainedConfig):
         self._check_ranges()
         self._check_sizes()
         self.validate_layer_type()
+
+    @classmethod
+    def from_preset(cls, name: str | os.PathLike[str], **overrides: Any) -> "FocusViTConfig":
+        """
+        The configuration of a size that this package recommends, such as `"focusvit-tiny"`.
+
+        Args:
+            name (`str` or path): Name of a preset, or the path of a JSON file with fields of a configuration.
+            overrides: Fields of the configuration, instead of the preset's.
+
+        Raises:
+            ValueError:
+                When there is no such preset (the known ones are named) or no such file, when the file holds no JSON
+                object, and on the values that [`FocusViTConfig`] refuses.
+
+        Example:
+
+        ```python
+        >>> from focusvit_hf import FocusViTConfig
+
+        >>> config = FocusViTConfig.from_preset("focusvit-tiny", num_superpixels=100, num_labels=10)
+        ```"""
+        path = Path(name) if os.fspath(name).endswith(".json") else _PRESETS / f"{name}.json"
+        if not path.is_file():
+            known = sorted(preset.stem for preset in _PRESETS.glob("*.json"))
+            presets = f"one of the presets {known}" if known else "a preset, which only the installed package has"
+            raise ValueError(f"Expected {presets}, or the path of a JSON file, got {os.fspath(name)!r}.")
+        try:
+            preset = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Expected JSON in {path}, got what cannot be read: {error}.") from error
+        if not isinstance(preset, dict):
+            raise ValueError(f"Expected a JSON object of configuration fields in {path}, got {type(preset).__name__}.")
+        return cls(**{**preset, **overrides})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
