@@ -1,8 +1,9 @@
 """
-Writes what was measured into the README, from the committed JSON, between comments that mark the places.
+Writes the tables of what was measured into the documentation, from the committed JSON, between comments that mark
+the places.
 
-    python benchmarks/readme_table.py
-    python benchmarks/readme_table.py --check    # says whether it is up to date
+    python benchmarks/tables.py
+    python benchmarks/tables.py --check    # says whether they are up to date
 """
 
 import argparse
@@ -16,7 +17,8 @@ from focusvit_hf.utils.files import read_json, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+# Each block stands in one of them.
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {"focusvit-tiny-full": "**FocusViT-tiny, full**", "focusvit-tiny-latent": "**FocusViT-tiny, latent**"}
 BATCH = 32
@@ -30,7 +32,7 @@ RESOLUTIONS = ((224, BATCH), (448, 8), (896, 2))
 
 
 def speed_table(result: Mapping[str, Any]) -> str:
-    """Milliseconds a picture at 224 px, times faster than the baseline, and the memory of a training step."""
+    """Milliseconds an image at 224 px, times faster than the baseline, and the memory of a training step."""
     lines = [row("224 px", *COLUMNS, "its memory"), rule(len(COLUMNS) + 2)]
     memory = memory_of(result, ("training", 224, BATCH))
     for subject in result["settings"]["subjects"]:
@@ -100,31 +102,37 @@ def superpixels(result: Mapping[str, Any]) -> str:
         for _, scores in sorted(result["asa_bsds500"].items(), key=lambda item: int(item[0]))
     ]
     return (
-        f"Superpixels (224 px, K = 49, batch 32): {times['torch, K=49']['median_ms']:.2f} ms a picture, "
+        f"Superpixels (224 px, K = 49, batch 32): {times['torch, K=49']['median_ms']:.2f} ms an image, "
         f"{ratios['skimage, K=49 / torch, K=49']:.0f} times faster than scikit-image's SLIC. Achievable\n"
-        "segmentation accuracy on the 200 test pictures of BSDS500, at as many segments as scikit-image realises:\n"
+        "segmentation accuracy on the 200 test images of BSDS500, at as many segments as scikit-image realises:\n"
         f"{', '.join(accuracies)};\n`python benchmarks/superpixels.py`."
     )
 
 
-def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
+def with_blocks(texts: Mapping[Path, str], blocks: Mapping[str, str]) -> dict[Path, str]:
     """
-    The text with new blocks between their marks, `<!-- begin: name -->` and `<!-- end: name -->`.
+    The texts of documents with new blocks between their marks, `<!-- begin: name -->` and `<!-- end: name -->`.
 
     Raises:
-        ValueError: when a block is not marked exactly once.
+        ValueError: when a block is not marked exactly once in all documents together.
     """
+    written = dict(texts)
     for name, block in blocks.items():
         begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
-        before, *after = text.split(begin)
-        if len(after) != 1 or after[0].count(end) != 1:
-            raise ValueError(f"expected one block {begin.strip()} … {end}")
-        text = f"{before}{begin}{block}\n{end}{after[0].partition(end)[2]}"
-    return text
+        marks = [(path, text.count(begin), text.count(end)) for path, text in written.items() if begin in text]
+        if [counts for _, *counts in marks] != [[1, 1]]:
+            places = ", ".join(f"{path.name} ({begins} begin, {ends} end)" for path, begins, ends in marks)
+            raise ValueError(f"expected one block {begin.strip()} … {end}, got {places or 'none'}")
+        path = marks[0][0]
+        before, _, rest = written[path].partition(begin)
+        if end not in rest:
+            raise ValueError(f"expected {end} after {begin.strip()} in {path.name}, got it before")
+        written[path] = f"{before}{begin}{block}\n{end}{rest.partition(end)[2]}"
+    return written
 
 
 def main() -> int:
-    """Writes the README, or with `--check` tells whether that would change it."""
+    """Writes the documents, or with `--check` tells whether that would change one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something would change")
     arguments = parser.parse_args()
@@ -133,14 +141,14 @@ def main() -> int:
         "others": others_table(read_result(RESULTS / "cpu-others.json")),
         "superpixels": superpixels(read_json(RESULTS / "superpixels-cpu.json")),
     }
-    old = README.read_text(encoding="utf-8")
-    new = with_blocks(old, blocks)
-    if arguments.check:
-        if new != old:
-            print("README.md: expected what benchmarks/readme_table.py writes, got something else", file=sys.stderr)
-        return int(new != old)
-    write_whole(README, new.encode())
-    return 0
+    old = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS if path.is_file()}
+    changed = {path: text for path, text in with_blocks(old, blocks).items() if text != old[path]}
+    for path, text in changed.items():
+        if arguments.check:
+            print(f"{path.name}: expected what benchmarks/tables.py writes, got something else", file=sys.stderr)
+        else:
+            write_whole(path, text.encode())
+    return int(arguments.check and bool(changed))
 
 
 if __name__ == "__main__":

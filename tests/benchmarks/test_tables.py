@@ -1,7 +1,8 @@
-"""The README says what was measured: exactly what the script makes of the committed JSON."""
+"""The documentation says what was measured: exactly what the script makes of the committed JSON."""
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,36 +11,39 @@ from benchmark_results import benchmark_result
 
 @pytest.fixture(scope="module")
 def script(benchmark_script):
-    return benchmark_script("readme_table")
+    return benchmark_script("tables")
 
 
 @pytest.fixture
-def readme(script, tmp_path, monkeypatch):
-    """A copy to change."""
-    path = tmp_path / "README.md"
-    path.write_bytes(script.README.read_bytes())
-    monkeypatch.setattr(script, "README", path)
-    return path
+def documents(script, tmp_path, monkeypatch):
+    """Copies to change."""
+    present = [path for path in script.DOCUMENTS if path.exists()]
+    for path in present:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copies = tuple(tmp_path / path.name for path in script.DOCUMENTS)
+    monkeypatch.setattr(script, "DOCUMENTS", copies)
+    return copies
 
 
 def run(script, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["readme_table.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["tables.py", *arguments])
     return script.main()
 
 
-def test_the_readme_is_up_to_date(script, monkeypatch, capsys):
+def test_the_documentation_is_up_to_date(script, monkeypatch, capsys):
     assert run(script, monkeypatch, "--check") == 0, capsys.readouterr().err
 
 
-def test_a_figure_changed_by_hand_is_found_and_mended(script, readme, monkeypatch, capsys):
-    text = readme.read_text()
+def test_a_figure_changed_by_hand_is_found_and_mended(script, documents, monkeypatch, capsys):
+    path = next(path for path in documents if path.exists() and "<!-- begin: measured -->" in path.read_text())
+    text = path.read_text()
     spoilt = re.sub(r"(<!-- begin: measured -->.*?)\d", r"\g<1>~", text, count=1, flags=re.DOTALL)
     assert spoilt != text
-    readme.write_text(spoilt)
+    path.write_text(spoilt)
     assert run(script, monkeypatch, "--check") == 1
-    assert "README.md" in capsys.readouterr().err and readme.read_text() == spoilt
+    assert path.name in capsys.readouterr().err and path.read_text() == spoilt
     assert run(script, monkeypatch) == 0
-    assert readme.read_text() == text
+    assert path.read_text() == text
 
 
 def test_figures_and_ratios_stand_where_they_belong(script):
@@ -68,12 +72,23 @@ def test_the_processor_is_named_where_it_is_known(script):
     assert script.provenance(result).startswith("cpu (AMD EPYC, AVX2), 2 threads, float32, torch")
 
 
-@pytest.mark.parametrize("text", ["nothing", "<!-- begin: a -->\n1\n<!-- end: a -->\n" * 2], ids=["absent", "twice"])
-def test_a_block_has_to_be_there_once(text, script):
-    with pytest.raises(ValueError, match="expected one block"):
-        script.with_blocks(text, {"a": "2"})
+MARKED = "<!-- begin: a -->\n1\n<!-- end: a -->\n"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["nothing"], [MARKED * 2], [MARKED, MARKED], ["<!-- end: a -->\n<!-- begin: a -->\n"], ["<!-- begin: a -->\n"]],
+    ids=["absent", "twice", "in two documents", "turned round", "without an end"],
+)
+def test_a_block_has_to_be_there_once(texts, script):
+    documents = {Path(f"{number}.md"): text for number, text in enumerate(texts)}
+    with pytest.raises(ValueError, match=r"expected .*<!-- begin: a -->"):
+        script.with_blocks(documents, {"a": "2"})
 
 
 def test_only_what_is_between_the_marks_changes(script):
-    text = "before\n<!-- begin: a -->\nold\n<!-- end: a -->\nafter\n"
-    assert script.with_blocks(text, {"a": r"new \1"}) == "before\n<!-- begin: a -->\nnew \\1\n<!-- end: a -->\nafter\n"
+    documents = {Path("a.md"): f"before\n{MARKED}after\n", Path("b.md"): "other\n"}
+    assert script.with_blocks(documents, {"a": r"new \1"}) == {
+        Path("a.md"): "before\n<!-- begin: a -->\nnew \\1\n<!-- end: a -->\nafter\n",
+        Path("b.md"): "other\n",
+    }
