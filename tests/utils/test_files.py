@@ -1,10 +1,12 @@
 import errno
 import json
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
-from focusvit_hf.utils.files import new_folder, write_json, write_whole
+from focusvit_hf.utils.files import new_folder, read_json, replace_files, staging_path, write_json, write_whole
 
 
 def test_files_are_replaced_and_folders_made(tmp_path):
@@ -22,7 +24,7 @@ def test_json_is_readable_by_people(tmp_path):
     assert text.index('"a"') < text.index("Kätzchen") and text.endswith("}\n")
 
 
-@pytest.mark.parametrize("failing", ["pathlib.Path.write_bytes", "os.replace"])
+@pytest.mark.parametrize("failing", ["os.fsync", "os.replace"])
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(failing, tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     write_json(path, {"old": True})
@@ -42,9 +44,6 @@ def test_a_folder_appears_whole(there, tmp_path):
     folder = tmp_path / "above" / "new"
     if there:
         folder.mkdir(parents=True)
-    # What a process that was killed left.
-    leftover = folder.with_name(".new.incomplete")
-    write_whole(leftover / "old.bin", b"old")
     with new_folder(folder) as staging:
         write_whole(staging / "inner" / "file.bin", b"content")
         assert not folder.exists() or not os.listdir(folder)
@@ -63,3 +62,103 @@ def test_a_folder_that_fails_or_that_holds_something_stays_as_it_was(tmp_path):
             pass
     assert (tmp_path / "old" / "file.bin").read_bytes() == b"content"
     assert os.listdir(tmp_path) == ["old"] and os.listdir(tmp_path / "old") == ["file.bin"]
+
+
+def test_the_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    events = []
+    real_sync, real_replace, real_rename = os.fsync, os.replace, os.rename
+    monkeypatch.setattr(os, "fsync", lambda *args: (events.append("sync"), real_sync(*args)))
+    monkeypatch.setattr(os, "replace", lambda *args: (events.append("name"), real_replace(*args)))
+    monkeypatch.setattr(os, "rename", lambda *args: (events.append("name"), real_rename(*args)))
+    write_whole(tmp_path / "file.bin", b"content")
+    assert events == ["sync", "name"]
+    events.clear()
+    with new_folder(tmp_path / "new") as staging:
+        (staging / "inner").mkdir()
+        for name in ("a.bin", "inner/b.bin"):
+            (staging / name).write_bytes(b"content")
+    assert events == ["sync", "sync", "name"]
+
+
+def test_a_users_own_file_is_never_taken_for_ours(tmp_path):
+    own = {"x.json.incomplete", ".new.incomplete", ".incomplete"}
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    write_json(tmp_path / "x.json", {"a": 1})
+    with new_folder(tmp_path / "new") as staging:
+        (staging / "file.bin").write_bytes(b"content")
+    assert set(os.listdir(tmp_path)) == own | {"x.json", "new"}
+    assert all((tmp_path / name).read_text() == "mine" for name in own)
+
+
+def together(*actions):
+    threads = [threading.Thread(target=action) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_two_writers_of_one_file_never_mix_their_halves(tmp_path):
+    path, seen = tmp_path / "file.bin", set()
+    contents = [letter * 200_000 for letter in (b"a", b"b")]
+    write_whole(path, contents[0])
+
+    def write(content):
+        for _ in range(20):
+            write_whole(path, content)
+
+    def read():
+        for _ in range(200):
+            seen.add(path.read_bytes())
+
+    together(*(lambda content=content: write(content) for content in contents), read)
+    assert seen <= set(contents) and os.listdir(tmp_path) == ["file.bin"]
+
+
+def halves(folder: Path) -> list[str]:
+    return sorted((folder / name).read_text() for name in os.listdir(folder))
+
+
+def test_of_two_writers_of_a_new_folder_the_first_one_wins(tmp_path):
+    folder = tmp_path / "new"
+    refused = pytest.raises(ValueError, match="expected a new or an empty folder")
+    with refused, new_folder(folder) as late, new_folder(folder) as early:
+        for writer, staging in (("late", late), ("early", early)):
+            for name in "ab":
+                (staging / name).write_text(writer)
+    assert halves(folder) == ["early"] * 2 and os.listdir(tmp_path) == ["new"]
+
+
+def test_two_writers_of_a_folder_that_is_there_take_turns(tmp_path):
+    target = tmp_path / "run"
+
+    def write(writer):
+        for _ in range(10):
+            staging = staging_path(target)
+            staging.mkdir(parents=True)
+            for index in range(20):
+                (staging / f"{index}.txt").write_text(writer)
+            replace_files(staging, target)
+
+    together(lambda: write("first"), lambda: write("second"))
+    assert len(set(halves(target))) == 1 and len(os.listdir(target)) == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "expected JSON in .*config.json, got"),
+        (b"", "expected JSON in .*config.json, got"),
+        (b"\xff\xfe{}", "expected JSON in .*config.json, got"),
+        (b"[" * 200_000, "expected JSON in .*config.json, got"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "expected JSON in .*config.json, got"),
+        (b"null", "expected a JSON object in .*config.json, got NoneType"),
+        (b"[1]", "expected a JSON object in .*config.json, got list"),
+    ],
+    ids=["half", "empty", "no-utf8", "deep", "long-number", "null", "list"],
+)
+def test_json_that_cannot_be_read_names_the_file_and_the_reason(content, message, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "config.json")

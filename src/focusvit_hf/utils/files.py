@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,24 @@ from pathlib import Path
 from typing import Any
 
 
+try:
+    import fcntl
+except ImportError:  # Windows has no locks on folders: there, two writers of one folder may still take turns.
+    fcntl = None  # type: ignore[assignment]
+
+
+def staging_path(target: Path) -> Path:
+    """
+    A path beside `target` that nobody else uses, to write what is then moved to `target` in one step: two writers
+    never share it, and it is the name of no file of a user. A process that is killed leaves it there.
+    """
+    return target.with_name(f".{secrets.token_hex(8)}.incomplete")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """
-    Writes a file; one that is there is replaced in one step, or kept where writing fails.
+    Writes a file; one that is there is replaced in one step, or kept where writing fails. Of several writers the last
+    one wins, and a reader sees the whole content of one of them.
 
     Args:
         path (`Path`): The file; folders above it are made where they are missing.
@@ -22,9 +38,13 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: when it cannot be written, such as on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f"{path.name}.incomplete")
+    staging = staging_path(path)
     try:
-        staging.write_bytes(content)
+        with staging.open("xb") as file:
+            file.write(content)
+            file.flush()
+            # The content before its name: else a machine that stops may keep the new name without it.
+            os.fsync(file.fileno())
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
@@ -40,21 +60,41 @@ def new_folder(folder: Path) -> Iterator[Path]:
         folder (`Path`): Its name; folders above it are made where they are missing.
 
     Raises:
-        ValueError: when there is such a file, or such a folder with anything in it: nothing is ever replaced.
+        ValueError: when there is such a file, or such a folder with anything in it, at the beginning or at the end:
+            nothing is ever replaced, and of several writers the first one wins.
     """
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"expected a new or an empty folder, got {folder}, which holds something already")
-    staging = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(staging, ignore_errors=True)
+    _refuse_taken(folder)
+    staging = staging_path(folder)
     staging.mkdir(parents=True)
     try:
         yield staging
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(staging, folder)
+        _onto_the_disk(staging)
+        _refuse_taken(folder)
+        try:
+            # An empty folder is replaced in the same step, but not on Windows.
+            if folder.is_dir():
+                folder.rmdir()
+            os.rename(staging, folder)
+        except OSError:
+            # Another writer may have come first since the look above.
+            _refuse_taken(folder)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"expected a new or an empty folder, got {folder}, which holds something already")
+
+
+def _onto_the_disk(folder: Path) -> None:
+    """Waits until the content of all files of a folder is on the disk, before the folder or they get other names."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -70,11 +110,30 @@ def discarded_on_error(folder: Path | None) -> Iterator[None]:
 
 
 def replace_files(source: Path, target: Path) -> None:
-    """Moves every file of the folder `source` into `target`, each in one step, and removes `source`."""
+    """
+    Moves every file of the folder `source` into `target`, each in one step, and removes `source`. Two writers with a
+    `source` each take turns, so that `target` holds the files of one of them.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        os.replace(path, target / path.name)
-    source.rmdir()
+    _onto_the_disk(source)
+    with _turn(target):
+        for path in sorted(source.iterdir()):
+            os.replace(path, target / path.name)
+        source.rmdir()
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Waits until nobody else holds the folder, and holds it: a lock that leaves no file and ends with its owner."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_folder(folder: Path) -> None:
@@ -99,7 +158,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    # Text that is no UTF-8, numbers of thousands of digits, lists in lists without end.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in {path}, got: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
