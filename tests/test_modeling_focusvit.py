@@ -68,6 +68,31 @@ def test_numbering_does_not_matter_where_every_patch_is_a_tie(tiny_model, pixels
     torch.testing.assert_close(logits(model, pixels, order[ids]), logits(model, pixels, ids), **CLOSE)
 
 
+@pytest.mark.parametrize("pooling", ["superpixel", "grid", "none"])
+def test_region_ids_name_the_region_of_each_cell(tiny_model, pixels, pooling):
+    model = tiny_model(patch_pooling=pooling, num_superpixels=12, image_size=48).focusvit
+    pixels = torch.nn.functional.interpolate(pixels, size=(48, 32))
+    ids = model.region_ids(pixels)
+    if pooling == "superpixel":
+        assert torch.equal(ids, model.compute_superpixel_ids(pixels))
+        assert model.region_ids(pixels, ids) is ids
+    else:
+        layout = (4, 3) if pooling == "grid" else (6, 4)
+        assert torch.equal(ids, tile_ids(layout, 24, 16).expand(4, -1, -1))
+        with pytest.raises(ValueError, match="Expected no superpixel_ids"):
+            model.region_ids(pixels, ids)
+    assert int(ids.max()) + 1 == model.config.num_regions(48, 32)
+    with pytest.raises(ValueError, match="Expected pixel_values of shape"):
+        model.region_ids(pixels[0])
+
+
+def test_writing_to_region_ids_leaves_the_model_alone(tiny_model, pixels):
+    model = tiny_model(patch_pooling="grid")
+    before = logits(model, pixels)
+    model.focusvit.region_ids(pixels[:1]).add_(1)
+    assert torch.equal(logits(model, pixels), before)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_superpixel_a_patch_is_the_dense_model(tiny_model, pixels, variant):
     dense = tiny_model(**variant, patch_pooling="none")

@@ -41,7 +41,7 @@ from experiments.micro.tables import TABLES
 from experiments.micro.training import model_inputs, predict
 from experiments.robustness.corruptions import blur
 from focusvit_hf import FocusViTForImageClassification
-from focusvit_hf.explanation.relevance import region_relevance, regions, relevance_per_area
+from focusvit_hf.explanation.relevance import region_relevance, relevance_per_area
 from focusvit_hf.lay_back import lay_back
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import write_json, write_whole
@@ -79,7 +79,7 @@ def heat_maps(
     """
     inputs = model_inputs(model.config, images)
     pixel_values, given = inputs["pixel_values"], inputs.get("superpixel_ids")
-    ids = regions(model, pixel_values, given)
+    ids = model.focusvit.region_ids(pixel_values, given)
     relevance = relevance_per_area(region_relevance(model, pixel_values, given, target), ids)
     chance = torch.rand(relevance.shape, generator=torch.Generator().manual_seed(seed))
     size = (images.shape[2], images.shape[3])

@@ -17,7 +17,6 @@ from experiments.micro.training import Recipe, model_inputs, optimise
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.lay_back import lay_back
 from focusvit_hf.modeling_focusvit import FocusViTModel
-from focusvit_hf.superpixel_options import superpixel_layout
 
 
 # "bilinear" and "bicubic" interpolate the map that the values stand on: the tiles of a grid, the cells of superpixels.
@@ -66,9 +65,7 @@ def tile_map(config: FocusViTConfig) -> torch.Tensor:
     """
     height, width = config.image_height_and_width
     cells = (height // config.cell_size, width // config.cell_size)
-    layout = (height // config.patch_size, width // config.patch_size)
-    if config.patch_pooling != "none":
-        layout = superpixel_layout(config.num_superpixels, *cells)
+    layout = config.region_layout(height, width)
     if config.patch_pooling == "grid" and any(c % n for c, n in zip(cells, layout, strict=True)):
         raise ValueError(f"Expected tiles alike, got {layout} of them over {cells} cells.")
     return torch.arange(layout[0] * layout[1]).view(1, *layout)

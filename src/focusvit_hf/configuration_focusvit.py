@@ -380,6 +380,24 @@ class FocusViTConfig(PreTrainedConfig):
         step = self.patch_size if self._uses_patches else self.cell_size
         return min(height, width) > 0 and height % step == 0 and width % step == 0
 
+    def region_layout(self, height: int, width: int) -> tuple[int, int]:
+        """
+        (rows, columns) of the regions of an image of `height` x `width` pixels: of its patches with
+        `patch_pooling="none"`, else of the tiles, which superpixels start from and a grid pools over.
+
+        Raises:
+            ValueError: when `num_superpixels` cannot be laid out over the image, see [`superpixel_layout`].
+        """
+        if self.patch_pooling == "none":
+            return height // self.patch_size, width // self.patch_size
+        return superpixel_layout(self.num_superpixels, height // self.cell_size, width // self.cell_size)
+
+    def num_regions(self, height: int, width: int) -> int:
+        """The number of tokens that an image of `height` x `width` pixels is pooled to: K, or its patches."""
+        if self.patch_pooling == "none":
+            return (height // self.patch_size) * (width // self.patch_size)
+        return self.superpixel_count
+
     @property
     def _uses_patches(self) -> bool:
         pooled_cells = self.embedding_type == "conv" and self.patch_pooling != "none"
@@ -393,10 +411,7 @@ class FocusViTConfig(PreTrainedConfig):
     @property
     def num_tokens(self) -> int:
         """K: the number of tokens an image of `image_size` is pooled to."""
-        if self.patch_pooling == "none":
-            height, width = self.image_height_and_width
-            return (height // self.patch_size) * (width // self.patch_size)
-        return self.superpixel_count
+        return self.num_regions(*self.image_height_and_width)
 
     @property
     def superpixel_count(self) -> int:

@@ -11,7 +11,6 @@ from .caching import cached_table
 from .configuration_focusvit import FocusViTConfig
 from .positions import _POSITION_BANDS, FocusViTDynamicPosition, FocusViTLearnedPosition, fourier_features
 from .regions import Regions
-from .superpixel_options import superpixel_layout
 from .superpixel_pooling import harden, pool_cells, pool_units
 from .superpixels import tile_ids
 from .transformer_blocks import keep_variance
@@ -148,12 +147,13 @@ class FocusViTEmbeddings(nn.Module):
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def region_ids(self, cells: tuple[int, int], patches: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """The map of the controls, `(1, rows, columns)` of cells: tiles of the grid, or patches."""
-        layout = patches
-        if self.config.patch_pooling == "grid":
-            layout = superpixel_layout(self.config.num_superpixels, *cells)
-        return _map_of_tiles(layout, cells, device)
+    def tile_map(self, height: int, width: int, device: torch.device) -> torch.Tensor:
+        """
+        The regions of an image of `height` x `width` pixels in the controls, the tiles of a grid or the patches:
+        `(1, rows, columns)` of cells. The table is kept for later calls, so it must not be written to.
+        """
+        cells = (height // self.config.cell_size, width // self.config.cell_size)
+        return _map_of_tiles(self.config.region_layout(height, width), cells, device)
 
     def forward(
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
@@ -164,10 +164,9 @@ class FocusViTEmbeddings(nn.Module):
         """
         config = self.config
         height, width = pixel_values.shape[-2:]
-        cells = (height // config.cell_size, width // config.cell_size)
         patches = (height // config.patch_size, width // config.patch_size)
-        ids = self.region_ids(cells, patches, pixel_values.device) if superpixel_ids is None else superpixel_ids
-        num_regions = patches[0] * patches[1] if config.patch_pooling == "none" else config.superpixel_count
+        ids = self.tile_map(height, width, pixel_values.device) if superpixel_ids is None else superpixel_ids
+        num_regions = config.num_regions(height, width)
 
         if self.training and torch.is_grad_enabled():
             # What stem and pooling keep for their gradients is a third of all, and quickly computed again.

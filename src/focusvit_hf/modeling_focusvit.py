@@ -168,6 +168,32 @@ class FocusViTModel(FocusViTPreTrainedModel):
             config.cell_size,
         )
 
+    @torch.no_grad()
+    def region_ids(self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None = None) -> torch.Tensor:
+        r"""
+        The region of each cell: the map of what the model's tokens stand for, in their order.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+            superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
+                The superpixels, where they are known already; without them they are computed.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`: superpixels in [0, K), the tiles
+            of a grid in [0, K) with `patch_pooling="grid"`, or the patches, in reading order, with `"none"`. A tensor
+            of its own, unless `superpixel_ids` is given, which is returned as it is.
+
+        Raises:
+            ValueError: on inputs that `forward` refuses.
+        """
+        self._check_inputs(pixel_values, superpixel_ids)
+        if superpixel_ids is not None:
+            return superpixel_ids
+        if self.config.patch_pooling == "superpixel":
+            return self.compute_superpixel_ids(pixel_values)
+        batch, _, height, width = pixel_values.shape
+        return self.embeddings.tile_map(height, width, pixel_values.device).repeat(batch, 1, 1)
+
     def _check_inputs(self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None) -> None:
         config = self.config
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:

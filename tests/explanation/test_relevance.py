@@ -7,7 +7,8 @@ import torch
 
 from blobs import ROOT
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
-from focusvit_hf.explanation.relevance import deletion_drop, evaluating, region_relevance, regions, relevance_per_area
+from focusvit_hf.explanation.relevance import deletion_drop, evaluating, region_relevance, relevance_per_area
+from focusvit_hf.modeling_focusvit import FocusViTModel
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -17,7 +18,10 @@ class SeesBrightness(torch.nn.Module):
     def __init__(self, seen):
         super().__init__()
         self.seen = seen
-        self.config = FocusViTConfig(image_size=32, patch_size=8, num_superpixels=16, num_labels=2)
+        self.config = FocusViTConfig(
+            image_size=32, patch_size=8, num_superpixels=16, num_hidden_layers=1, num_labels=2
+        )
+        self.focusvit = FocusViTModel(self.config)
         self.pictures = []
 
     def forward(self, pixel_values, superpixel_ids=None):
@@ -49,15 +53,6 @@ def test_every_module_is_as_it_was_after_evaluating(tiny_model):
     assert [module.training for module in model.modules()] == before and len(set(before)) == 2
 
 
-def test_regions_belong_to_who_asked_for_them(tiny_model, pixels):
-    model = tiny_model(patch_pooling="grid")
-    with torch.no_grad():
-        before = model(pixels).logits
-        found = regions(model, pixels[:1])
-        found += 1
-        assert torch.equal(model(pixels).logits, before)
-
-
 def naive_relevance(model, pixel_values, given, ids, count, target):
     result = torch.zeros(len(pixel_values), count)
     for b, pixels in enumerate(pixel_values):
@@ -81,7 +76,7 @@ def test_relevance_equals_occluding_by_hand(pooling, inputs, tiny_model):
     if given is None:
         # 16 tiles or 16 patches of 8 x 8 pixels: the same regions.
         ids = tile_ids((4, 4), 16, 16).expand(3, -1, -1)
-    assert torch.equal(regions(model, pixel_values), ids)
+    assert torch.equal(model.focusvit.region_ids(pixel_values), ids)
     with torch.no_grad():
         expected = naive_relevance(model, pixel_values, given, ids, 16, target=3)
     relevance = region_relevance(model, pixel_values, given, target=3, batch_size=5)

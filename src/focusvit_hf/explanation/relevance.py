@@ -14,33 +14,6 @@ from ..superpixels import geometry
 _SMALLEST_AREA = 1e-6
 
 
-def regions(
-    model: FocusViTForImageClassification, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    The map of the regions that a model's tokens stand for: superpixels, tiles of the grid, or patches.
-
-    Args:
-        model ([`FocusViTForImageClassification`]): Its `patch_pooling` decides.
-        pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): Normalised pictures.
-        superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
-            The superpixels, where they are known already.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, values in [0, K).
-    """
-    config = model.config
-    if superpixel_ids is not None:
-        return superpixel_ids
-    if config.patch_pooling == "superpixel":
-        return model.focusvit.compute_superpixel_ids(pixel_values)
-    batch, _, height, width = pixel_values.shape
-    cells = (height // config.cell_size, width // config.cell_size)
-    patches = (height // config.patch_size, width // config.patch_size)
-    # A copy: the model keeps the table.
-    return model.focusvit.embeddings.region_ids(cells, patches, pixel_values.device).repeat(batch, 1, 1)
-
-
 @torch.no_grad()
 def region_relevance(
     model: FocusViTForImageClassification,
@@ -74,8 +47,8 @@ def region_relevance(
     if batch_size < 1:
         raise ValueError(f"Expected batch_size >= 1, got {batch_size}.")
     given = _given_map(model, pixel_values, superpixel_ids)
-    ids = regions(model, pixel_values, given)
-    count = _num_regions(model, pixel_values)
+    ids = model.focusvit.region_ids(pixel_values, given)
+    count = model.config.num_regions(*pixel_values.shape[2:])
     fill = pixel_values.mean(dim=(2, 3), keepdim=True)
     pixel_ids = cells_to_pixels(ids, (pixel_values.shape[2], pixel_values.shape[3]))
     with evaluating(model):
@@ -148,13 +121,13 @@ def deletion_drop(
     Raises:
         ValueError: when `area` is outside 0..1, `draws` is below 1 or `relevance` does not fit the regions.
     """
-    expected = (len(pixel_values), _num_regions(model, pixel_values))
+    expected = (len(pixel_values), model.config.num_regions(*pixel_values.shape[2:]))
     if not 0 <= area <= 1 or draws < 1:
         raise ValueError(f"Expected area in 0..1 and draws >= 1, got {area} and {draws}.")
     if tuple(relevance.shape) != expected:
         raise ValueError(f"Expected relevance of shape {expected}, got {tuple(relevance.shape)}.")
     given = _given_map(model, pixel_values, superpixel_ids)
-    ids = regions(model, pixel_values, given)
+    ids = model.focusvit.region_ids(pixel_values, given)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         before = _log_probabilities(model, pixel_values, given, batch_size)
@@ -190,13 +163,6 @@ def _given_map(
     if superpixel_ids is None and model.config.patch_pooling == "superpixel":
         return model.focusvit.compute_superpixel_ids(pixel_values)
     return superpixel_ids
-
-
-def _num_regions(model: FocusViTForImageClassification, pixel_values: torch.Tensor) -> int:
-    config = model.config
-    if config.patch_pooling != "none":
-        return config.superpixel_count
-    return (pixel_values.shape[2] // config.patch_size) * (pixel_values.shape[3] // config.patch_size)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import from_pil
 from ..modeling_focusvit import FocusViTForImageClassification
 from .overlays import colour_levels, covered_box, heat_map, superpixel_boundaries
-from .relevance import evaluating, region_relevance, regions, relevance_per_area
+from .relevance import evaluating, region_relevance, relevance_per_area
 
 
 _PAPER, _INK, _FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)
@@ -45,7 +45,7 @@ def explain(
         `list[Panel]`: The three panels, for [`draw_sheet`].
     """
     inputs = image_processor(image, return_tensors="pt").to(model.device)
-    ids = regions(model, inputs["pixel_values"], inputs.get("superpixel_ids"))
+    ids = model.focusvit.region_ids(inputs["pixel_values"], inputs.get("superpixel_ids"))
     with torch.no_grad(), evaluating(model):
         probabilities = model(**inputs).logits.float().softmax(dim=1)[0]
     answer = int(probabilities.argmax())
