@@ -19,7 +19,7 @@ class SeesBrightness(torch.nn.Module):
         super().__init__()
         self.seen = seen
         self.config = FocusViTConfig(
-            image_size=32, patch_size=8, num_superpixels=16, num_hidden_layers=1, num_labels=2
+            image_size=32, patch_size=8, superpixel_cell_size=4, num_superpixels=16, num_hidden_layers=1, num_labels=2
         )
         self.focusvit = FocusViTModel(self.config)
         self.pictures = []
