@@ -56,7 +56,7 @@ def test_report_shows_every_setting_with_ratios_of_what_can_be_compared(result):
 def test_report_shows_costs_by_stage(result):
     result["costs"][0]["stages"] = None
     lines = report(result).splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("cost of a picture"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("cost of an image"))
     assert cells(lines[start + 1]) == ["ViT-Ti/16, 224 px", "5.70", "2500", "–", "–"]
     assert cells(lines[start + 2]) == ["focusvit-tiny-full, 224 px", "5.70", "2500", "10.0", "2.0"]
     assert cells(lines[start + 3]) == ["mlp", "2.00", "1000", "10.0", "2.0"]

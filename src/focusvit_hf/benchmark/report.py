@@ -70,13 +70,13 @@ def machine(place: Mapping[str, Any]) -> str:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """Tables of milliseconds a picture, times faster than the baseline and memory; then costs; then failures."""
+    """Tables of milliseconds an image, times faster than the baseline and memory; then costs; then failures."""
     settings, place = result["settings"], result["environment"]
     compiled = ", compiled" if settings["compiled"] else ""
     lines = [
         f"{machine(place)}, {place['threads']} threads, {place['dtype']}{compiled}",
         f"torch {place['torch']}, transformers {place['transformers']}, {place['date']}",
-        f"milliseconds a picture, medians of {settings['repeats']} (times faster than {settings['baseline']}); "
+        f"milliseconds an image, medians of {settings['repeats']} (times faster than {settings['baseline']}); "
         "peak memory of a batch (share)",
     ]
     for setting in settings_of(result):
@@ -119,8 +119,8 @@ def _memory_cell(row: Mapping[str, Any] | None) -> str:
 
 
 def _cost_table(result: Mapping[str, Any]) -> list[str]:
-    """Millions of parameters, operations and bytes of a picture; elements and bytes where they are counted."""
-    table = [["cost of a picture, in millions", "parameters", "FLOPs", "element operations", "bytes moved"]]
+    """Millions of parameters, operations and bytes of an image; elements and bytes where they are counted."""
+    table = [["cost of an image, in millions", "parameters", "FLOPs", "element operations", "bytes moved"]]
     for cost in result["costs"]:
         stages = cost["stages"]
         counted = [

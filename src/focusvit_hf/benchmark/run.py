@@ -1,7 +1,6 @@
 """A benchmark: subjects x settings, measured by the contract, as one dictionary that is written as JSON."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,8 @@ TRAINING_PART = "training_step"
 SEED = 0
 _CPU = torch.device("cpu")
 _BAR = "{desc:<44}{percentage:3.0f}% {bar} {elapsed}, {remaining} to go"
+# Too little memory, or a model that cannot take a setting. These go into the result instead of ending the run.
+_RECORDED = (RuntimeError, ValueError, MemoryError)
 Calls = dict[tuple[str, str], Callable[[], Any]]
 
 
@@ -96,7 +97,7 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
     Returns:
         `dict[str, Any]` with lists of flat records, each of which names its `subject` and `resolution`:
 
-        - `rows`: by `mode`, `batch_size` and `part` the [`summary`] in milliseconds a picture,
+        - `rows`: by `mode`, `batch_size` and `part` the [`summary`] in milliseconds an image,
           `pictures_per_second`, and `times_faster`: the baseline's median over the own, None where it has no such
           part.
         - `memory`: by `mode` and `batch_size` the `peak_memory_mib` of pixels to logits or of a training step, beside
@@ -151,7 +152,7 @@ def _calls(plan: Plan, setting: Setting, batch: list[bytes], result: dict[str, A
     used = result["settings"]["image_processors"]
     calls: Calls = {}
     for subject in plan.subjects:
-        with _recorded(result["failures"], "time", subject.name, setting):
+        try:
             model, image_processor = _build(plan, setting, subject)
             kind = type(image_processor).__name__
             if kind not in used:
@@ -162,6 +163,9 @@ def _calls(plan: Plan, setting: Setting, batch: list[bytes], result: dict[str, A
             parts = _parts(plan, setting, model, image_processor, batch)
             for call in parts.values():
                 call()
+        except _RECORDED as error:
+            result["failures"].append(_failure("time", subject.name, setting, error))
+        else:
             calls |= {(subject.name, part): call for part, call in parts.items()}
     return calls
 
@@ -169,9 +173,13 @@ def _calls(plan: Plan, setting: Setting, batch: list[bytes], result: dict[str, A
 def _drop(
     calls: Calls, failures: list[dict[str, Any]], setting: Setting, name: tuple[str, str], error: Exception
 ) -> list[tuple[str, str]]:
-    """All parts of a subject that failed while it was timed; they leave `calls`, and with them its model memory."""
-    with _recorded(failures, "time", name[0], setting):
+    """
+    Records why a subject failed while it was timed, and returns all its parts. They leave `calls`, and with them its
+    model leaves memory. An error that is not to be recorded is raised again.
+    """
+    if not isinstance(error, _RECORDED):
         raise error
+    failures.append(_failure("time", name[0], setting, error))
     dropped = [other for other in calls if other[0] == name[0]]
     for other in dropped:
         del calls[other]
@@ -235,10 +243,12 @@ def _rows(plan: Plan, setting: Setting, seconds: Mapping[tuple[str, str], list[f
 def _memory(plan: Plan, setting: Setting, failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     peaks: dict[str, float | None] = {}
     for subject in plan.subjects:
-        with _recorded(failures, "memory", subject.name, setting):
+        try:
             peaks[subject.name] = peak_memory(
                 _build_model_call, plan, setting, subject, device=plan.device, forget=plan.compiled
             )
+        except _RECORDED as error:
+            failures.append(_failure("memory", subject.name, setting, error))
     base = peaks.get(plan.baseline)
     return [
         {
@@ -259,11 +269,7 @@ def _place(subject: str, setting: Setting) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _recorded(failures: list[dict[str, Any]], what: str, subject: str, setting: Setting) -> Iterator[None]:
-    """Too little memory, or a model that cannot take the setting, goes into the result instead of ending the run."""
-    try:
-        yield
-    except (RuntimeError, ValueError, MemoryError) as error:
-        text = " ".join(str(error).split())[:300]
-        failures.append({**_place(subject, setting), "what": what, "error": text or type(error).__name__})
+def _failure(what: str, subject: str, setting: Setting, error: Exception) -> dict[str, Any]:
+    """A record of `failures`, with at most 300 characters of the message."""
+    text = " ".join(str(error).split())[:300]
+    return {**_place(subject, setting), "what": what, "error": text or type(error).__name__}
