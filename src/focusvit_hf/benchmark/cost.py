@@ -116,7 +116,7 @@ def stage_costs(model: PreTrainedModel, resolution: int) -> list[StageCost] | No
         given["superpixel_ids"] = torch.zeros(1, cells, cells, dtype=torch.long, device=model.device)
         if model.config.superpixel_method == "torch":
             backbone: Any = model.base_model
-            counts = _counts(lambda: backbone.compute_superpixel_ids(pixel_values))
+            counts = _counts(lambda: backbone.region_ids(pixel_values))
             stages.append(StageCost("superpixels", **{kind: count[_EVERYWHERE] for kind, count in counts.items()}))
     counts = _forward_counts(model, pixel_values, given)
     counts["weight_bytes"] = _weight_bytes(model)

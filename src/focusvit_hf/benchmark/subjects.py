@@ -42,27 +42,7 @@ from ..utils.files import read_json
 
 
 NUM_LABELS = 1000
-# The shapes of configuration/presets, which is not installed with the package.
-_SHAPES: dict[str, dict[str, Any]] = {
-    "nano": {
-        "image_size": 32,
-        "patch_size": 4,
-        "superpixel_cell_size": 2,
-        "hidden_size": 160,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 5,
-        "intermediate_size": 640,
-        "stem_channels": 64,
-        "num_superpixels": 16,
-        "num_latents": 8,
-        "initializer_range": 0.044,
-    },
-    "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "initializer_range": 0.04},
-    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "initializer_range": 0.028},
-    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-}
-_VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
-FOCUSVIT_SIZES = {size: {**shape, "classifier_pooling": "cls_patch_mean"} for size, shape in _SHAPES.items()}
+FOCUSVIT_SIZES = ("nano", "tiny", "small", "base")
 # All full; full in the first half and latent in the second; all latent.
 FOCUSVIT_LAYERS = ("full", "mixed", "latent")
 FOCUSVIT_VARIANTS: dict[str, dict[str, Any]] = {
@@ -71,6 +51,7 @@ FOCUSVIT_VARIANTS: dict[str, dict[str, Any]] = {
     "grid": {"patch_pooling": "grid"},
     "skimage": {"superpixel_method": "skimage"},
 }
+_VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
 # What a user of a pretrained model would resize to before the crop, for every 224 pixels of input.
 _RESIZED = 256 / 224
 # From here on ConvNeXt's processor resizes without a crop.
@@ -116,7 +97,9 @@ def find_subject(name: str) -> Subject:
         kind = fields.get("model_type", FocusViTConfig.model_type)
         if kind != FocusViTConfig.model_type:
             raise ValueError(f"Expected the configuration of a FocusViT in {file}, got model_type {kind!r}.")
-        return _focusvit(path.resolve().name if path.is_dir() else path.stem, fields)
+        if "id2label" not in fields:
+            fields.setdefault("num_labels", NUM_LABELS)
+        return _focusvit(path.resolve().name if path.is_dir() else path.stem, partial(FocusViTConfig, **fields))
     raise ValueError(
         f"Expected a subject from {', '.join(known_subjects())}, a preset's JSON file or a checkpoint's folder, "
         f"got {name!r}."
@@ -131,17 +114,25 @@ def known_subjects() -> tuple[str, ...]:
     return (*peers, f"focusvit-{sizes}-{layers}{variants}", f"focusvit-{sizes}-dense")
 
 
-def _focusvit(name: str, fields: Mapping[str, Any]) -> Subject:
-    labels = {} if "id2label" in fields else {"num_labels": NUM_LABELS}
-    configure = partial(_focusvit_config, name, {**labels, **fields})
-    return Subject(name, configure, FocusViTForImageClassification, _focusvit_processor)
+def _focusvit(name: str, make_config: Callable[..., FocusViTConfig]) -> Subject:
+    return Subject(
+        name, partial(_focusvit_config, name, make_config), FocusViTForImageClassification, _focusvit_processor
+    )
 
 
-def _focusvit_config(name: str, fields: Mapping[str, Any], resolution: int) -> FocusViTConfig:
+def _focusvit_config(name: str, make_config: Callable[..., FocusViTConfig], resolution: int) -> FocusViTConfig:
     try:
-        return FocusViTConfig(**{**fields, "image_size": resolution})
+        return make_config(image_size=resolution)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"{name} does not work at {resolution} pixels: {error}") from error
+
+
+def _preset_config(preset: str, layers: str, **fields: Any) -> FocusViTConfig:
+    """A preset with one of the stacks of [`FOCUSVIT_LAYERS`] and other fields."""
+    number = FocusViTConfig.from_preset(preset).num_hidden_layers
+    full = {"full": number, "mixed": number // 2, "latent": 0}[layers]
+    layer_types = ["full_attention"] * full + ["latent_attention"] * (number - full)
+    return FocusViTConfig.from_preset(preset, layer_types=layer_types, num_labels=NUM_LABELS, **fields)
 
 
 def _focusvit_processor(config: FocusViTConfig, resolution: int) -> BaseImageProcessor:
@@ -155,7 +146,8 @@ def _vit(name: str, patch_size: int) -> Subject:
 def _vit_config(name: str, patch_size: int, resolution: int) -> PreTrainedConfig:
     if resolution % patch_size:
         raise ValueError(f"{name} does not work at {resolution} pixels: expected a multiple of {patch_size}.")
-    shape = {field: _SHAPES["tiny"][field] for field in _VIT_FIELDS}
+    tiny = FocusViTConfig.from_preset("focusvit-tiny")
+    shape = {field: getattr(tiny, field) for field in _VIT_FIELDS}
     return _sized(ViTConfig, {**shape, "patch_size": patch_size}, resolution)
 
 
@@ -200,16 +192,13 @@ def _prepares_like(theirs: Any, resolution: int, edge: int | None = None) -> Foc
 
 
 def _focusvit_family() -> Iterator[Subject]:
-    for size, shape in FOCUSVIT_SIZES.items():
-        number = shape.get("num_hidden_layers", FocusViTConfig.num_hidden_layers)
-        full, latent = ["full_attention"], ["latent_attention"]
-        half = number // 2
-        stacks = full * number, full * half + latent * (number - half), latent * number
-        for layers, layer_types in zip(FOCUSVIT_LAYERS, stacks, strict=True):
+    for size in FOCUSVIT_SIZES:
+        preset = f"focusvit-{size}"
+        for layers in FOCUSVIT_LAYERS:
             for variant, fields in FOCUSVIT_VARIANTS.items():
-                name = "-".join(part for part in ("focusvit", size, layers, variant) if part)
-                yield _focusvit(name, {**shape, **fields, "layer_types": layer_types})
-        yield _focusvit(f"focusvit-{size}-dense", {**shape, "patch_pooling": "none", "layer_types": full * number})
+                name = "-".join(part for part in (preset, layers, variant) if part)
+                yield _focusvit(name, partial(_preset_config, preset, layers, **fields))
+        yield _focusvit(f"{preset}-dense", partial(_preset_config, f"{preset}-dense", "full"))
 
 
 SUBJECTS: dict[str, Subject] = {
