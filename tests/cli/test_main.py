@@ -250,7 +250,7 @@ def removed(folder):
         (without_weights, "model.safetensors"),
         (without_a_processor, "expected a FocusViT checkpoint"),
         (with_a_processor_of_its_own, "num_superpixels: expected 16, got 4"),
-        (another_model, "model_type 'vit'"),
+        (another_model, "config.json: expected a model_type of focusvit, got 'vit'"),
         (misspelt, "expected 'num_superpixels'"),
         (wrong_type, "hidden_size"),
         (removed, "expected a FocusViT checkpoint"),

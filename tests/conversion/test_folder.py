@@ -228,7 +228,7 @@ DAMAGES = {
     ),
     "strange": (
         lambda folder: change_weights(folder, lambda weights: {**weights, "vit.adapter": torch.zeros(2)}),
-        "adapter is unexpected",
+        "adapter is not of this model",
     ),
     "shape": (
         lambda folder: change_weights(folder, lambda weights: {**weights, "classifier.bias": torch.zeros(9)}),

@@ -1,22 +1,22 @@
 """Loading the checkpoint that is converted: known, in safetensors, and whole."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import transformers
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import metadata_load
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from ..configuration_focusvit import LARGEST_SIZE, FocusViTConfig
-from ..errors import joined
+from ..hub.loading import load_model, read_config, shapes_of_weights
+from ..utils.messages import told_of
 from ..utils.names import is_identifier
-from .sources import MODEL_CLASSES, check_model_type, settings_of_config
+from .sources import MODEL_CLASSES, MODEL_TYPES, settings_of_config
 
 
 logger = logging.get_logger(__name__)
@@ -28,6 +28,8 @@ _SPARE = {
     "pooler.": "the pooling layer is no part of the class",
     "embeddings.mask_token": "stands for masked patches in pre-training only",
 }
+# Classes whose pooling layer can be left out.
+_WITH_POOLER = ("ViTModel", "DeiTModel")
 
 
 def load_source_config(name: str | Path, replaced: Mapping[str, Any] | None = None) -> PreTrainedConfig:
@@ -43,18 +45,20 @@ def load_source_config(name: str | Path, replaced: Mapping[str, Any] | None = No
             have or absurd sizes.
     """
     with _told_of(name):
-        stored, _ = PreTrainedConfig.get_config_dict(str(name))
-        check_model_type(stored.get("model_type"))
+        stored = read_config(name, MODEL_TYPES)
         # The library's configurations build lists as long as their sizes.
         absurd = {key: size for key, size in stored.items() if isinstance(size, int) and size > LARGEST_SIZE}
         if absurd:
-            raise ValueError(f"Expected sizes up to {LARGEST_SIZE}, got {absurd}.")
-        config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
-        settings = settings_of_config(config, replaced)
-        FocusViTConfig(**settings, embedding_type="patch", position_embedding_type="learned", patch_pooling="none")
+            raise ValueError(f"{CONFIG_NAME}: expected sizes up to {LARGEST_SIZE}, got {absurd}")
+        with told_of(CONFIG_NAME):
+            config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+            settings = settings_of_config(config, replaced)
+            FocusViTConfig(**settings, embedding_type="patch", position_embedding_type="learned", patch_pooling="none")
         architecture = next(iter(config.architectures or ()), None)
         if architecture not in MODEL_CLASSES:
-            raise ValueError(f"Expected one of the classes {', '.join(MODEL_CLASSES)}, got {architecture}.")
+            raise ValueError(
+                f"{CONFIG_NAME}: expected one of the classes {', '.join(MODEL_CLASSES)}, got {architecture}"
+            )
     return config
 
 
@@ -75,44 +79,15 @@ def load_source(name: str | Path, replaced: Mapping[str, Any] | None = None) -> 
     config = load_source_config(name, replaced)
     architecture = (config.architectures or [""])[0]
     with _told_of(name):
-        model, report = _load(architecture, name, config)
-        if MODEL_CLASSES[architecture] is None and any("pooler." in key for key in report["missing_keys"]):
+        options: dict[str, Any] = {}
+        if architecture in _WITH_POOLER and not any("pooler." in key for key in shapes_of_weights(name)):
             # The checkpoint of a backbone without the layer that its class has by default.
-            model, report = _load(architecture, name, config, add_pooling_layer=False)
-        spare = {}
-        problems = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-        for key in sorted(report["unexpected_keys"]):
-            reason = next((why for part, why in _SPARE.items() if part in key), None)
-            if reason is None:
-                problems.append(f"{key} is unexpected")
-            else:
-                spare[key] = reason
-        problems += [f"{key} has shape {tuple(got)}" for key, got, _ in sorted(report["mismatched_keys"])]
-        problems += report["error_msgs"]
-        if problems:
-            raise ValueError(f"Expected the tensors of {architecture}, got: {joined(problems)}.")
-    return model, spare
+            options["add_pooling_layer"] = False
+        return load_model(getattr(transformers, architecture), name, config, spare=_SPARE, **options)
 
 
-@contextmanager
-def _told_of(name: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(
-            f"Expected a ViT, DeiT or DINOv2 in safetensors, a folder or a name on the Hub, got {name}: {error}"
-        ) from error
-
-
-def _load(architecture: str, name: str | Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    return getattr(transformers, architecture).from_pretrained(
-        str(name),
-        config=config,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+def _told_of(name: str | Path) -> AbstractContextManager[None]:
+    return told_of(f"expected a ViT, DeiT or DINOv2 in safetensors, a folder or a name on the Hub, got {name}")
 
 
 def licence_of(name: str | Path) -> dict[str, Any]:

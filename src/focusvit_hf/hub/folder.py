@@ -27,8 +27,6 @@ AUTO_CLASSES: dict[str, type] = {
 }
 CARD_FILE = "README.md"
 TRAINING_LOG_FILE = "training_log.json"
-# Formats that can run code when they are loaded.
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def code_files() -> set[Path]:

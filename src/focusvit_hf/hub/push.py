@@ -9,17 +9,17 @@ from typing import NamedTuple
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
 
 from ..utils.files import read_json
 from .checkpoints import load_checkpoint
 from .folder import (
     CARD_FILE,
-    PICKLES,
     TRAINING_LOG_FILE,
     _with_imports,
     save_for_hub,
 )
+from .loading import PICKLES, find_file
 from .model_card import relocated
 
 
@@ -116,7 +116,7 @@ def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
         yield folder
         return
     model, image_processor = load_checkpoint(str(source))
-    log, card = (_beside(source, name) for name in (TRAINING_LOG_FILE, CARD_FILE))
+    log, card = (find_file(source, name) for name in (TRAINING_LOG_FILE, CARD_FILE))
     with tempfile.TemporaryDirectory() as parent:
         yield save_for_hub(
             model,
@@ -126,12 +126,6 @@ def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
             training_log=read_json(log) if log else None,
             card=card.read_text(encoding="utf-8") if card else None,
         )
-
-
-def _beside(source: str | Path, name: str) -> Path | None:
-    """A file beside the weights in a folder or under a name on the Hub, or None where there is no such file."""
-    found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
 
 
 def _has_code(folder: Path) -> bool:
