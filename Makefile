@@ -2,6 +2,7 @@
 #   make demo PICTURES="a.jpg b.png"     further pictures beside the built-in photograph
 #   make test PYTEST_WORKERS=8           on a machine with more cores
 #   make test PYTEST_ARGS="-k slic -x"   a part of the tests
+#   make docs                            the documentation site, in site/
 #   make demo PYTHON=/path/to/python3.12 another interpreter for .venv (after `make clean`)
 
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -20,9 +21,9 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 TYPED := src $(wildcard examples/*.py) experiments
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test docs lint format clean
 help:
-	@echo "make demo | test | lint | format | setup | clean"
+	@echo "make demo | test | docs | lint | format | setup | clean"
 
 setup: $(STAMP)
 
@@ -48,6 +49,10 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest tests/export/test_torchao.py
 endif
 
+# The variable silences a notice of the theme about its successor.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(TORCHAO): $(STAMP)
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(TORCHAO) $(shell grep '^torchao==' constraints.txt)
 	@touch $(TORCHAO)
@@ -62,5 +67,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build demo src/*.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build demo site src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

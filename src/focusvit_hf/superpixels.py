@@ -207,7 +207,7 @@ def slic(
 
     Raises:
         ValueError: on a wrong shape, dtype, cell size, compactness or number of iterations, and when K cannot be laid
-        out (see [`superpixel_layout`]).
+            out (see [`superpixel_layout`]).
     """
     _check_slic_input(images, compactness, num_iterations, cell_size)
     levels = images.float() if images.dtype == torch.uint8 else images.float().mul(255).round_().clamp_(0, 255)

@@ -66,8 +66,8 @@ class Distillation:
             What the teacher's pictures are normalised with, in units in which a pixel is in 0..1.
         size (pair of `int`, *optional*): Height and width of the teacher's pictures; by default the student's.
         alpha (`float`, *optional*, defaults to 0.5): The teacher's share of the loss, in 0..1.
-        temperature (`float`, *optional*, defaults to 3.0), kind (`str`, *optional*, defaults to `"soft"`):
-            See [`distillation_loss`].
+        temperature (`float`, *optional*, defaults to 3.0): See [`distillation_loss`].
+        kind (`str`, *optional*, defaults to `"soft"`): See [`distillation_loss`].
 
     Raises:
         ValueError: If a number is out of range, and where teacher and student do not name the same classes in the
@@ -145,7 +145,8 @@ def load_distillation(
 
     Args:
         name (`str`): An image classifier, a folder or a name on the Hub.
-        config ([`FocusViTConfig`]), alpha, temperature, kind: See [`Distillation`].
+        config ([`FocusViTConfig`]): The student's.
+        alpha, temperature, kind: See [`Distillation`].
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What the teacher computes in.
         hub: Options of `from_pretrained`, such as `token`.
 

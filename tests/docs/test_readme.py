@@ -1,0 +1,60 @@
+"""What the README claims is what was measured, and it stays short enough to be read."""
+
+import json
+import re
+
+from blobs import ROOT
+from focusvit_hf.benchmark.report import read_result, times_of
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE = " ".join(README.split())
+
+
+def figure(pattern: str) -> list[float]:
+    found = re.search(pattern, PROSE)
+    assert found is not None, pattern
+    return [float(value) for value in found.groups()]
+
+
+def test_at_most_900_words_before_the_links() -> None:
+    assert len(README[: README.index("## Where to read on")].split()) <= 900
+
+
+def test_throughput_and_latency_are_those_of_the_committed_result() -> None:
+    result = read_result(ROOT / "benchmarks" / "results" / "cpu.json")
+    whole, single = (times_of(result, ("inference", 224, batch)) for batch in (32, 1))
+    claimed = figure(r"processes ([\d.]+) \(full attention\) to ([\d.]+) \(latent attention\) times")
+    names = ("focusvit-tiny-full", "focusvit-tiny-latent")
+    assert claimed == [round(whole[name]["whole_path"]["times_faster"], 1) for name in names]
+    assert figure(r"A single image .*?: ([\d.]+) times") == [
+        round(single["focusvit-tiny-latent"]["pixels_to_logits"]["times_faster"], 1)
+    ]
+
+
+def test_accuracies_are_those_of_the_committed_tables() -> None:
+    rows = json.loads((ROOT / "experiments" / "tables" / "imagenette-tiny-checkpoints.json").read_text())["rows"]
+    own = {row["checkpoint"]: row for row in rows if row["own"]}
+    model, dense = own["imagenette-tiny-20"], own["imagenette-tiny-dense"]
+    difference = model["difference"]
+    claimed = figure(
+        r"reaches ([\d.]+) % and the dense ViT ([\d.]+) %, a difference of ([\d.]+) points .*?\[([\d.]+), ([\d.]+)\]"
+    )
+    measured = [model["accuracy"], dense["accuracy"], *(difference[key] for key in ("mean", "low", "high"))]
+    assert all(abs(100 * value - said) <= 0.05 + 1e-9 for value, said in zip(measured, claimed, strict=True))
+
+
+def test_the_figures_of_outlines_are_those_of_the_committed_table() -> None:
+    table = (ROOT / "experiments" / "tables" / "borders.md").read_text(encoding="utf-8")
+    nearest, low, high = figure(r"score ([\d.]+) points of IoU \[([\d.]+), ([\d.]+)\]")
+    (best,) = figure(r"and ([\d.]+) points more than the grid with its best upsampling")
+    assert f"| a logit a token, nearest | 36 | imagenette | nearest | +{nearest} [+{low}, +{high}] |" in table
+    assert f"the grid's best upsampling | 36 | imagenette | bicubic | +{best} [" in table
+
+
+def test_accuracies_of_checkpoints_are_those_of_their_cards() -> None:
+    rows = re.findall(r"\]\((model_cards/[\w-]+/README.md)\).* (0\.\d+) on", README)
+    assert len(rows) == len(list((ROOT / "model_cards").glob("*/README.md")))
+    for card, accuracy in rows:
+        value = re.search(r"^accuracy: ([\d.]+)$", (ROOT / card).read_text(encoding="utf-8"), re.MULTILINE)
+        assert value is not None and f"{float(value[1]):.3f}" == accuracy, card
