@@ -90,7 +90,7 @@ def test_the_processor_gives_the_sources_pixels(pictures, name):
     ("options", "message"),
     [
         ({"do_rescale": False}, "options that FocusViT's does not have, got {'do_rescale': False}"),
-        ({"size": {"height": 40, "width": 32}}, "pictures that patch_size=16 divides, got 40 x 32"),
+        ({"size": {"height": 40, "width": 32}}, "images that patch_size=16 divides, got 40 x 32"),
         ({"image_mean": 0.3}, "does not match the model's configuration. image_mean"),
     ],
 )
@@ -416,7 +416,7 @@ def test_the_command_prints_where_the_tensors_come_from(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "source"), str(target), *options]) == 0
     printed = capsys.readouterr().out
     assert "ViTForImageClassification -> FocusViTForImageClassification\n  copied: 40 tensors" in printed
-    assert "derived: latents: tokens of an empty picture before layer 1" in printed
+    assert "derived: latents: tokens of an empty image before layer 1" in printed
     assert f"wrote {target}" in printed
     config = FocusViTForImageClassification.from_pretrained(target).config
     assert config.num_superpixels == [2, 4]

@@ -114,7 +114,7 @@ def test_dtype_is_kept(dtype):
         ({"fc_norm.weight": torch.ones(48)}, "timm's VisionTransformer, got: fc_norm.weight is unexpected"),
         ({"blocks.0.attn.q_norm.weight": torch.ones(12)}, "blocks.0.attn.q_norm.weight is unexpected"),
         ({"norm_pre.weight": torch.ones(48)}, "norm_pre.weight is unexpected"),
-        ({"pos_embed": torch.zeros(1, 19, 48)}, "each patch of a square picture.*got 19 entries"),
+        ({"pos_embed": torch.zeros(1, 19, 48)}, "each patch of a square image.*got 19 entries"),
         ({"norm.weight": None}, "layernorm.weight is missing"),
         ({"cls_token": None}, "a state dict of timm's VisionTransformer with a class token, got .* without cls_token"),
         ({"blocks.1.mlp.fc1.weight": torch.zeros(7, 48)}, r"fc1.weight has shape \(7, 48\) instead of \(96, 48\)"),

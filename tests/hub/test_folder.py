@@ -15,8 +15,20 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
-from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    dynamic_module_utils,
+    pipeline,
+)
+from transformers.dynamic_module_utils import (
+    get_class_from_dynamic_module,
+    get_imports,
+    get_relative_import_files,
+    get_relative_imports,
+)
 
 from focusvit_hf import (
     FocusViTConfig,
@@ -63,6 +75,38 @@ def expected(model, image_processor, pictures):
 
 def scores(answers):
     return [[{entry["label"]: entry["score"] for entry in answer}[name] for name in NAMES] for answer in answers]
+
+
+def test_importing_the_package_loads_neither_training_nor_data():
+    heavy = ["datasets", "evaluate", "pandas", "peft", "matplotlib", "transformers.trainer", "focusvit_hf.training"]
+    code = f"import sys, focusvit_hf, focusvit_hf.hub; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_with_code_under_other_names_loads(saved, expected, pictures, tmp_path, monkeypatch):
+    """What was saved by an earlier version: its files are its own, whatever they are called here today."""
+    earlier = {"images": "pictures", "caching": "tables", "superpixel_options": "layouts"}
+    for file in saved.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        for name, old in earlier.items():
+            text = text.replace(f"from .{name} import", f"from .{old} import")
+        file.write_text(text, encoding="utf-8")
+    for name, old in earlier.items():
+        (saved / f"{name}.py").rename(saved / f"{old}.py")
+    # As where the package does not know the kind of model: the code of the folder runs.
+    entry = "modeling_focusvit.FocusViTForImageClassification"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    model = get_class_from_dynamic_module(entry, saved).from_pretrained(saved)
+    kind = get_class_from_dynamic_module("image_processing_focusvit.FocusViTImageProcessor", saved)
+    assert type(model) is not FocusViTForImageClassification and kind is not FocusViTImageProcessor
+    with torch.no_grad():
+        assert torch.equal(model(**kind.from_pretrained(saved)(pictures, return_tensors="pt")).logits, expected)
+    # With the package its own code runs, and the folder can be pushed with the code that it has.
+    loaded = AutoModelForImageClassification.from_pretrained(saved)
+    assert type(loaded) is FocusViTForImageClassification
+    assert set(push_to_hub(saved, "me/mine", dry_run=True).files) == {path.name for path in saved.iterdir()}
 
 
 def test_the_folder_holds_the_model_its_card_and_its_code(saved):

@@ -77,7 +77,7 @@ def test_a_card_tells_what_the_training_knows(model):
 
     table = rows(card)
     assert f"```bash\n{LOG['command']}\n```" in card.text
-    assert table["data"] == "uoft-cs/cifar10, 50,000 pictures" and table["began from"] == "someone/focusvit"
+    assert table["data"] == "uoft-cs/cifar10, 50,000 images" and table["began from"] == "someone/focusvit"
     assert table["`learning_rate`"] == "0.001" and table["`seed`"] == "42" and table["`num_train_epochs`"] == "3.0"
     assert table["`augmentation`"] == '`{"mixup_alpha": 0.2}`' and table["wall time"] == "1.5 minutes"
     assert not {"`bf16`", "`ema_decay`", "`max_steps`", "`output_dir`"} & table.keys()
@@ -194,7 +194,7 @@ def test_the_card_of_a_trainer(model, tmp_path):
     assert PATTERN.match(text)["name"] == "mine" and "hf_secret" not in text
     assert card.data.license == "mit" and card.data.datasets == ["me/pictures"] and "mine" in card.data.tags
     assert [result.metric_value for result in card.data.eval_results] == [0.75]
-    assert rows(card)["`seed`"] == "7" and rows(card)["data"] == "me/pictures, 4 pictures"
+    assert rows(card)["`seed`"] == "7" and rows(card)["data"] == "me/pictures, 4 images"
 
 
 def test_another_model_gets_the_librarys_draft(tmp_path):

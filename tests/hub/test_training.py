@@ -33,7 +33,7 @@ def test_a_run_is_pushed_with_its_card_and_its_code(blob_dir, tmp_path, monkeypa
     assert results == {"Accuracy": pytest.approx(figures["test_accuracy"], abs=1e-4)}
     assert {result.dataset_name for result in card.data.eval_results} == {blob_dir.name}
     assert f"python examples/{Path(script.__file__).name} --preset focusvit-nano" in text
-    assert "--hub_token TOKEN" in text and "132 pictures" in text and "| `max_steps` | 3 |" in text
+    assert "--hub_token TOKEN" in text and "132 images" in text and "| `max_steps` | 3 |" in text
 
     uploaded = hub.files["me/mine"]
     name, _, files = hub.commits[-1]

@@ -18,7 +18,7 @@ from ..errors import joined
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..positions import FocusViTLearnedPosition
 from .loading import load_source
-from .processor import load_image_processor, picture_size, processor_settings
+from .processor import load_image_processor, processed_size, processor_settings
 from .sources import POSITION_TABLE, Source, source_of_model
 from .timm import source_of_timm
 
@@ -103,9 +103,9 @@ def convert_vit_checkpoint(
 
     With latent layers (`layer_types`) queries, keys, values, output projection and MLP come from the source's layer of
     the same index, and so does the norm of the context, which is that of the queries. The latents start as the tokens
-    of an empty picture, one of the mean colour, in the state in which the source's first layers leave them where the
+    of an empty image, one of the mean colour, in the state in which the source's first layers leave them where the
     latents join, read at the centres of `num_latents` tiles: tokens that the layers above know, each with a place of
-    its own, from which attention fills them with what the picture shows there.
+    its own, from which attention fills them with what the image shows there.
 
     Args:
         model_or_name ([`PreTrainedModel`], `str`, `Path` or mapping from `str` to `torch.Tensor`):
@@ -145,7 +145,7 @@ def convert_vit_checkpoint(
         processor = load_image_processor(model_or_name)
         options = {} if processor is None else processor_settings(processor)
         source.settings |= {name: options[name] for name in ("image_mean", "image_std") if name in options}
-        return _convert(source, config_overrides, picture_size(options))
+        return _convert(source, config_overrides, processed_size(options))
     if isinstance(model_or_name, PreTrainedModel):
         return _convert(source_of_model(model_or_name, config_overrides), config_overrides)
     if isinstance(model_or_name, Mapping):
@@ -154,13 +154,13 @@ def convert_vit_checkpoint(
 
 
 def _convert(
-    source: Source, overrides: Mapping[str, Any], pictures: tuple[int, int] | None = None
+    source: Source, overrides: Mapping[str, Any], images: tuple[int, int] | None = None
 ) -> FocusViTPreTrainedModel:
-    """`pictures` is the height and width that the source's processor gives, where it is known."""
+    """`images` is the height and width that the source's processor gives, where it is known."""
     exact = {**source.settings, **_DEFAULTS, "patch_pooling": "none", "layer_types": _full(source.settings)}
     own = FocusViTConfig(**exact)
     _check_tensors(source, _without_weights(own, source.classifies))
-    config = _target_config(own, source, overrides, pictures)
+    config = _target_config(own, source, overrides, images)
     model: Any = (FocusViTForImageClassification if source.classifies else FocusViTModel)(config)
     # Wide enough for all on the way.
     model.to(torch.promote_types(source.dtype, torch.float32))
@@ -187,8 +187,8 @@ def _target_tensors(
             name, norm = f"layers.{index}.layernorm_context.{part}", f"layers.{index}.layernorm_before.{part}"
             tensors[name], derived[name] = tensors[norm], f"copy of {norm}"
     if latent and config.embedding_type == "patch" and config.position_embedding_type == "learned":
-        tensors["latents"] = _tokens_of_an_empty_picture(source, own, config, latent[0])
-        derived["latents"] = f"tokens of an empty picture before layer {latent[0]}, at the centres of tiles"
+        tensors["latents"] = _tokens_of_an_empty_image(source, own, config, latent[0])
+        derived["latents"] = f"tokens of an empty image before layer {latent[0]}, at the centres of tiles"
     if config.num_labels != own.num_labels:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEADS)}
     return tensors, derived
@@ -246,7 +246,7 @@ def _check_tensors(source: Source, model: FocusViTPreTrainedModel) -> None:
 
 
 def _target_config(
-    own: FocusViTConfig, source: Source, overrides: Mapping[str, Any], pictures: tuple[int, int] | None
+    own: FocusViTConfig, source: Source, overrides: Mapping[str, Any], images: tuple[int, int] | None
 ) -> FocusViTConfig:
     """The configuration asked for; ValueError where it changes what the source determines."""
     for name in _FIXED:
@@ -256,7 +256,7 @@ def _target_config(
     if overrides.get("num_labels", own.num_labels) != own.num_labels or "id2label" in overrides:
         settings = {name: settings[name] for name in settings if name in overrides or name not in _LABELS}
     if "num_superpixels" not in overrides:
-        size = overrides.get("image_size", pictures or own.image_height_and_width)
+        size = overrides.get("image_size", images or own.image_height_and_width)
         height, width = (size, size) if isinstance(size, int) else size
         patch = 2 * own.patch_size
         settings["num_superpixels"] = max(height // patch, 1) * max(width // patch, 1)
@@ -285,7 +285,7 @@ def _place_positions(
 
 
 @torch.no_grad()
-def _tokens_of_an_empty_picture(
+def _tokens_of_an_empty_image(
     source: Source, own: FocusViTConfig, config: FocusViTConfig, num_layers: int
 ) -> torch.Tensor:
     """The source's states behind `num_layers` layers at the centres of tiles, `(1, num_latents, hidden_size)`."""
@@ -295,8 +295,8 @@ def _tokens_of_an_empty_picture(
     # The source's own memory: nothing is copied, and nothing is written.
     backbone.load_state_dict(weights, assign=True)
     height, width = config.image_height_and_width
-    picture = torch.zeros(1, config.num_channels, height, width, dtype=source.dtype, device=source.device)
-    states = backbone(picture, output_hidden_states=True).hidden_states[num_layers]
+    image = torch.zeros(1, config.num_channels, height, width, dtype=source.dtype, device=source.device)
+    states = backbone(image, output_hidden_states=True).hidden_states[num_layers]
     grid = (height // config.patch_size, width // config.patch_size)
     # Interpolation knows no half precision on some devices.
     places = states[:, config.num_prefix_tokens :].float().transpose(1, 2).unflatten(2, grid)
@@ -309,7 +309,7 @@ def _tokens_of_an_empty_picture(
 
 
 def _tile_centres(count: int, aspect: float) -> torch.Tensor:
-    """`(count, 2)`, (x, y) in -1..1: centres of rows of tiles on a picture of height / width = `aspect`."""
+    """`(count, 2)`, (x, y) in -1..1: centres of rows of tiles on an image of height / width = `aspect`."""
     rows = min(max(round(math.sqrt(count * aspect)), 1), count)
     borders = [row * count // rows for row in range(rows + 1)]
     centres = [

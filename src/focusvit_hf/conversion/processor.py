@@ -65,6 +65,8 @@ def _has_none(name: str | Path, cache_dir: str | Path | None, revision: str | No
         own, shared = (try_to_load_from_cache(str(name), file, cache_dir, revision) for file in files)
     except HFValidationError:
         return False
+    # By its documentation try_to_load_from_cache is compared with this object, though its name has an underscore: only
+    # so a file that is known to be absent differs from one that was never looked for, which needs a network.
     return own is _CACHED_NO_EXIST and not isinstance(shared, str)
 
 
@@ -72,7 +74,7 @@ def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
     """
     Options of [`FocusViTImageProcessor`] that give the `pixel_values` of another processor.
 
-    Rescaling is that of 8-bit pictures to 0..1, where FocusViT computes superpixels; another factor moves into
+    Rescaling is that of 8-bit images to 0..1, where FocusViT computes superpixels; another factor moves into
     `image_mean` and `image_std`.
 
     Args:
@@ -102,8 +104,8 @@ def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
     return settings
 
 
-def picture_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of the pictures that a processor of these options gives, None where it is not fixed."""
+def processed_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the images that a processor of these options gives, None where it is not fixed."""
     size = settings.get("size") if settings.get("do_resize") else None
     size = settings.get("crop_size") if settings.get("do_center_crop") else size
     return (size["height"], size["width"]) if size and "height" in size and "width" in size else None
@@ -126,7 +128,7 @@ def convert_image_processor(
 
     Raises:
         ValueError: when there is no processor, when it cannot be read or has an option that FocusViT's does not have,
-            when it makes pictures that the patch does not divide, or when it disagrees with the configuration, such as
+            when it makes images that the patch does not divide, or when it disagrees with the configuration, such as
             in `image_mean`, which [`convert_vit_checkpoint`] takes from the folder or else from its overrides.
     """
     if isinstance(processor_or_name, (str, Path)):
@@ -136,10 +138,10 @@ def convert_image_processor(
     else:
         processor = processor_or_name
     settings = {**processor_settings(processor), **overrides}
-    size = picture_size(settings)
+    size = processed_size(settings)
     if size is not None and not config.takes_size(*size):
         raise ValueError(
-            f"Expected an image processor of pictures that {config.size_step} divides, got "
+            f"Expected an image processor of images that {config.size_step} divides, got "
             f"{size[0]} x {size[1]}. Give another size or crop_size."
         )
     converted = FocusViTImageProcessor.from_model_config(config, **settings)

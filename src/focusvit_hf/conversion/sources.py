@@ -55,7 +55,7 @@ _OTHER_FIELDS = {
     "drop_path_rate",
     "use_swiglu_ffn",
     "num_register_tokens",
-    # Of heads that are not converted: reconstruction, feature maps for detectors, masked pictures.
+    # Of heads that are not converted: reconstruction, feature maps for detectors, masked images.
     "encoder_stride",
     "_out_features",
     "_out_indices",
@@ -64,17 +64,17 @@ _OTHER_FIELDS = {
     "use_mask_token",
 }
 _MASK_TOKEN = "embeddings.mask_token"
-_NAMES = (
-    (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
-    (r"^embeddings\.patch_embeddings\.", "embeddings.units."),
-    (r"^embeddings\.position_embeddings$", POSITION_TABLE),
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.layer_scale1\.lambda1$", ".attention_scale.factor"),
-    (r"\.layer_scale2\.lambda1$", ".mlp_scale.factor"),
-    (r"^cls_classifier\.", "classifier."),
-)
+# What has another name than in FocusViT, see [`renamed`]; DINOv2 has those of an encoder.
+_NAMES = {
+    "embeddings.patch_embeddings": "embeddings.units",
+    "embeddings.position_embeddings": POSITION_TABLE,
+    "encoder.layer.*": "layers.*",
+    "encoder.layer.*.norm1": "layers.*.layernorm_before",
+    "encoder.layer.*.layer_scale1.lambda1": "layers.*.attention_scale.factor",
+    "encoder.layer.*.norm2": "layers.*.layernorm_after",
+    "encoder.layer.*.layer_scale2.lambda1": "layers.*.mlp_scale.factor",
+    "cls_classifier": "classifier",
+}
 
 
 @dataclass
@@ -128,7 +128,7 @@ def source_of_model(model: PreTrainedModel, replaced: Mapping[str, Any]) -> Sour
     pooling = MODEL_CLASSES[name]
     # A backbone does not need it, but a classifier that is put on the backbone shall read what its family's reads.
     settings["classifier_pooling"] = pooling or ("cls_patch_mean" if "dinov2" in model.config.model_type else "cls")
-    tensors, origins = renamed(model.state_dict(), _NAMES)
+    tensors, origins = renamed(model.state_dict(), _NAMES, MODEL_TYPES)
     dropped = {}
     if tensors.pop(_MASK_TOKEN, None) is not None:
         dropped[origins.pop(_MASK_TOKEN)] = "stands for masked patches in pre-training only"
@@ -146,21 +146,31 @@ def source_of_model(model: PreTrainedModel, replaced: Mapping[str, Any]) -> Sour
 
 
 def renamed(
-    tensors: Mapping[str, torch.Tensor], names: Sequence[tuple[str, str]]
+    tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], prefixes: Sequence[str] = ()
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     Tensors under other names, and by their new names the old.
 
     Args:
         tensors (mapping from `str` to `torch.Tensor`): What is renamed.
-        names (sequence of pairs of `str`): Regular expressions and what replaces them, applied in this order.
+        names (mapping from `str` to `str`):
+            New names by old ones, of tensors or of modules that hold them, with `*` for the number of a layer. Of
+            several that fit the longest counts; a tensor that none fits keeps its name.
+        prefixes (sequence of `str`, *optional*): Names of backbones, which are left out before.
     """
-    new = {}
-    for name in tensors:
-        new[name] = name
-        for pattern, replacement in names:
-            new[name] = re.sub(pattern, replacement, new[name])
-    return {new[name]: tensor for name, tensor in tensors.items()}, {new[name]: name for name in tensors}
+    old_names = {}
+    for old in tensors:
+        name = next((old.removeprefix(f"{prefix}.") for prefix in prefixes if old.startswith(f"{prefix}.")), old)
+        # "blocks.3.norm1.weight" is looked up as "blocks.*.norm1.weight".
+        layer = re.search(r"\.(\d+)\.", name)
+        general = name.replace(layer[0], ".*.", 1) if layer else name
+        fitting = [module for module in names if f"{general}.".startswith(f"{module}.")]
+        if fitting:
+            module = max(fitting, key=len)
+            name = names[module] + general.removeprefix(module)
+            name = name.replace("*", layer[1]) if layer else name
+        old_names[name] = old
+    return {name: tensors[old] for name, old in old_names.items()}, old_names
 
 
 def settings_of_config(

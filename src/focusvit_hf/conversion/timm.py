@@ -9,28 +9,32 @@ import torch
 from .sources import POSITION_TABLE, Source, one_side, renamed
 
 
-_NAMES = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^dist_token$", "embeddings.distillation_token"),
-    (r"^reg_token$", "embeddings.register_tokens"),
-    (r"^pos_embed$", POSITION_TABLE),
-    (r"^patch_embed\.proj\.", "embeddings.units.projection."),
-    (r"^blocks\.", "layers."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.", ".attention."),
-    (r"\.attention\.proj\.", ".attention.o_proj."),
-    (r"\.ls1\.gamma$", ".attention_scale.factor"),
-    (r"\.ls2\.gamma$", ".mlp_scale.factor"),
-    (r"^norm\.", "layernorm."),
-    (r"^head\.", "classifier."),
-    (r"^head_dist\.", "distillation_classifier."),
-)
-_GATED_NAMES = (
-    (r"\.mlp\.fc1_g\.", ".mlp.gate_proj."),
-    (r"\.mlp\.fc1_x\.", ".mlp.up_proj."),
-    (r"\.mlp\.fc2\.", ".mlp.down_proj."),
-)
+# See [`renamed`].
+_NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
+    "pos_embed": POSITION_TABLE,
+    "patch_embed.proj": "embeddings.units.projection",
+    "blocks.*.norm1": "layers.*.layernorm_before",
+    # Queries, keys and values in one, cut apart below.
+    "blocks.*.attn.qkv": "layers.*.attention.qkv",
+    "blocks.*.attn.proj": "layers.*.attention.o_proj",
+    "blocks.*.ls1.gamma": "layers.*.attention_scale.factor",
+    "blocks.*.norm2": "layers.*.layernorm_after",
+    "blocks.*.mlp.fc1": "layers.*.mlp.fc1",
+    "blocks.*.mlp.fc2": "layers.*.mlp.fc2",
+    "blocks.*.ls2.gamma": "layers.*.mlp_scale.factor",
+    "norm": "layernorm",
+    "head": "classifier",
+    "head_dist": "distillation_classifier",
+}
+# Of SwiGLU, whose gate and whose other half are apart here or packed in fc1, which is cut below.
+_GATED_NAMES = {
+    "blocks.*.mlp.fc1_g": "layers.*.mlp.gate_proj",
+    "blocks.*.mlp.fc1_x": "layers.*.mlp.up_proj",
+    "blocks.*.mlp.fc2": "layers.*.mlp.down_proj",
+}
 _NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc2.weight")
 
 
@@ -38,7 +42,7 @@ def source_of_timm(state_dict: Mapping[str, torch.Tensor], replaced: Mapping[str
     """
     Reads a state dict with the names of timm's `VisionTransformer`: ViT, DeiT, DINOv2, with registers or SwiGLU.
 
-    Sizes follow from the shapes, for square pictures. The number of heads does not: it has to be given. The activation
+    Sizes follow from the shapes, for square images. The number of heads does not: it has to be given. The activation
     is GELU and the epsilon of the layer norms 1e-6, as timm has them, unless given.
 
     Args:
@@ -59,7 +63,7 @@ def source_of_timm(state_dict: Mapping[str, torch.Tensor], replaced: Mapping[str
     width = state_dict["blocks.0.mlp.fc2.weight"].shape[1]
     packed = "blocks.0.mlp.fc1.weight" in state_dict and len(state_dict["blocks.0.mlp.fc1.weight"]) == 2 * width
     gated = packed or "blocks.0.mlp.fc1_g.weight" in state_dict
-    tensors, origins = renamed(state_dict, (*_NAMES, *_GATED_NAMES) if gated else _NAMES)
+    tensors, origins = renamed(state_dict, {**_NAMES, **_GATED_NAMES} if gated else _NAMES)
     device = state_dict["cls_token"].device
     source = Source("timm's VisionTransformer", {}, "classifier.weight" in tensors, tensors, origins, device)
     _split(source, ".attention.qkv.", (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj."))
@@ -112,7 +116,7 @@ def _place_table(source: Source) -> int:
     side = math.isqrt(table.shape[1] - (0 if bare else prefix))
     if side**2 + (0 if bare else prefix) != table.shape[1]:
         raise ValueError(
-            f"Expected pos_embed with an entry for each patch of a square picture, alone or behind {prefix} for the "
+            f"Expected pos_embed with an entry for each patch of a square image, alone or behind {prefix} for the "
             f"class token and its like, got {table.shape[1]} entries."
         )
     if bare:

@@ -56,7 +56,7 @@ def save_for_hub(
 
     Args:
         model ([`FocusViTForImageClassification`] or [`FocusViTModel`]): Saved as safetensors.
-        image_processor ([`FocusViTImageProcessor`]): The one that prepares the model's pictures.
+        image_processor ([`FocusViTImageProcessor`]): The one that prepares the model's images.
         folder (`str` or `Path`): A new folder, or an empty one.
         location (`str`, *optional*): What the card's code loads it by, its name on the Hub; `folder` by default.
         training_log (`Mapping`, *optional*):

@@ -5,11 +5,12 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from ..configuration_focusvit import FocusViTConfig
 from ..modeling_focusvit import FocusViTForImageClassification
@@ -17,12 +18,13 @@ from ..utils.names import check_identifier, hub_name, last_part
 from .training_record import METRICS, TrainingRecord
 
 
+if TYPE_CHECKING:
+    # Loads datasets and more, which nothing here needs.
+    from transformers import Trainer
+
 CLASSIFICATION, FEATURES = "image-classification", "image-feature-extraction"
 _SHOWN_CLASSES = 20
-_LIMITS = (
-    "## Limits\n\nNothing was measured but what stands under Results. The score of a class is no measure of doubt: "
-    "pictures unlike\nthose of the training get high scores, too."
-)
+_TEMPLATES = Path(__file__).parent / "templates"
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -52,24 +54,29 @@ def model_card(
     """
     record = record or TrainingRecord()
     task = CLASSIFICATION if isinstance(model, FocusViTForImageClassification) else FEATURES
-    sections = [
-        f"# {name}",
-        _summary(cast(FocusViTConfig, model.config), task),
-        use_section(location or name, task, remote_code),
-        _results_section(record),
-        _model_section(model, task),
-        _training_section(record),
-        _LIMITS,
-        _licence_section(record),
-    ]
-    text = "\n\n".join(sections)
-    card = ModelCard(f"---\n{_metadata(name, record, task).to_yaml()}\n---\n\n{text}\n")
+    config = cast(FocusViTConfig, model.config)
+    card = ModelCard.from_template(
+        _metadata(name, record, task),
+        template_path=str(_TEMPLATES / "card.md"),
+        name=name,
+        kind="image classifier" if task == CLASSIFICATION else "image encoder",
+        regions=_regions(config),
+        has_latents="latent_attention" in (config.layer_types or ()),
+        use=use_section(location or name, task, remote_code),
+        # A line for programs to find.
+        first_result=next((f"{metric}: {value:.4f}" for _, metric, value in record.results()), None),
+        results=_results(record),
+        model=_model_rows(model, task),
+        command=record.command,
+        training=_training_rows(record),
+        licence=record.license_name or record.license,
+    )
     check_card(card)
     return card
 
 
 def trainer_card(
-    trainer: Trainer,
+    trainer: "Trainer",
     name: str | None = None,
     license: str | None = None,
     tags: str | list[str] | None = None,
@@ -154,41 +161,15 @@ def check_card(card: ModelCard) -> None:
 
 
 def use_section(location: str, task: str, remote_code: bool) -> str:
-    """The section "Use" of a card: code that runs as it stands beside two pictures, `cat.png` and `dog.png`."""
-    trust = ", trust_remote_code=True" if remote_code else ""
-    package = "" if remote_code else "import focusvit_hf  # registers the Auto classes\n"
-    imports = (
-        "from transformers import pipeline"
-        if task == CLASSIFICATION
-        else "from transformers import AutoImageProcessor, AutoModel"
+    """The section "Use" of a card: code that runs as it stands beside two images, `cat.png` and `dog.png`."""
+    template = jinja2.Template((_TEMPLATES / "use.md").read_text(encoding="utf-8"))
+    return template.render(
+        location=json.dumps(location),
+        task=task,
+        classifies=task == CLASSIFICATION,
+        remote_code=remote_code,
+        trust=", trust_remote_code=True" if remote_code else "",
     )
-    lines = [
-        "## Use\n",
-        "```python",
-        "from PIL import Image",
-        f"{imports}\n",
-        *([package] if package else []),
-        f"name = {json.dumps(location)}",
-        'pictures = [Image.open("cat.png"), Image.open("dog.png")]',
-    ]
-    if task == CLASSIFICATION:
-        lines += [
-            f'classify = pipeline("{task}", model=name{trust})',
-            "print(classify(pictures, batch_size=2))",
-        ]
-    else:
-        lines += [
-            f"image_processor = AutoImageProcessor.from_pretrained(name{trust})",
-            f"model = AutoModel.from_pretrained(name{trust})",
-            'print(model(**image_processor(pictures, return_tensors="pt")).pooler_output)',
-        ]
-    lines.append("```")
-    if remote_code:
-        lines.append(
-            "\n`trust_remote_code=True` runs the code that lies beside the weights. Where the package `focusvit_hf` "
-            "is installed,\n`import focusvit_hf` takes its place: then the package's own code runs."
-        )
-    return "\n".join(lines)
 
 
 def _metadata(name: str, record: TrainingRecord, task: str) -> ModelCardData:
@@ -222,40 +203,28 @@ def _metadata(name: str, record: TrainingRecord, task: str) -> ModelCardData:
     )
 
 
-def _summary(config: FocusViTConfig, task: str) -> str:
-    regions = {
+def _regions(config: FocusViTConfig) -> str:
+    return {
         "superpixel": f"{config.num_tokens} superpixels",
         "grid": f"{config.num_tokens} tiles of a regular grid",
         "none": f"{config.num_tokens} patches",
     }[config.patch_pooling]
-    is_latent = "latent_attention" in (config.layer_types or ())
-    latents = ", to which a few learned latent tokens attend" if is_latent else ""
-    kind = "image classifier" if task == CLASSIFICATION else "image encoder"
-    return (
-        f"A FocusViT {kind} ([arXiv 2506.18791](https://arxiv.org/abs/2506.18791)): it sees a picture as {regions}"
-        f"{latents}."
-    )
 
 
-def _results_section(record: TrainingRecord) -> str:
-    results = list(record.results())
-    if not results:
-        return "## Results\n\nNot measured where this card was written."
-    rows = [
+def _results(record: TrainingRecord) -> list[tuple[str, str, str, str]]:
+    """Metric, split, number of images and value of each figure, as a card shows them."""
+    return [
         (METRICS[metric], split, f"{record.pictures[split]:,}" if split in record.pictures else "", f"{value:.4f}")
-        for split, metric, value in results
+        for split, metric, value in record.results()
     ]
-    _, metric, value = results[0]
-    # A line for programs to find.
-    return f"## Results\n\n{metric}: {value:.4f}\n\n{_table(('metric', 'split', 'pictures', 'value'), rows)}"
 
 
-def _model_section(model: PreTrainedModel, task: str) -> str:
+def _model_rows(model: PreTrainedModel, task: str) -> list[tuple[str, str]]:
     config: Any = model.config
     height, width = config.image_height_and_width
     rows = {
         "parameters": f"{model.num_parameters():,}",
-        "pictures": f"{height} x {width} pixels, {config.num_channels} channels",
+        "images": f"{height} x {width} pixels, {config.num_channels} channels",
         "tokens": f'{config.num_tokens}, `patch_pooling="{config.patch_pooling}"`',
     }
     if config.patch_pooling == "superpixel":
@@ -274,13 +243,13 @@ def _model_section(model: PreTrainedModel, task: str) -> str:
         names = [config.id2label[index] for index in sorted(config.id2label)]
         more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
         rows["classes"] = f"{len(names)}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
-    return f"## Model\n\n{_table(('', ''), rows.items())}"
+    return list(rows.items())
 
 
-def _training_section(record: TrainingRecord) -> str:
+def _training_rows(record: TrainingRecord) -> list[tuple[str, str]]:
     rows: dict[str, str] = {}
     if record.dataset or record.dataset_id:
-        number = f", {record.pictures['train']:,} pictures" if "train" in record.pictures else ""
+        number = f", {record.pictures['train']:,} images" if "train" in record.pictures else ""
         rows["data"] = f"{record.dataset_id or record.dataset}{number}"
     if record.base_model:
         rows["began from"] = record.base_model if hub_name(record.base_model) else last_part(record.base_model) or ""
@@ -294,17 +263,7 @@ def _training_section(record: TrainingRecord) -> str:
         rows["wall time"] = f"{record.wall_time_seconds / 60:.1f} minutes"
     if record.versions:
         rows["versions"] = ", ".join(f"{library} {version}" for library, version in record.versions.items())
-    if not rows and not record.command:
-        return "## Training\n\nNot known where this card was written."
-    command = f"\n\n```bash\n{record.command}\n```" if record.command else ""
-    table = f"\n\n{_table(('', ''), rows.items())}" if rows else ""
-    return f"## Training{command}{table}"
-
-
-def _licence_section(record: TrainingRecord) -> str:
-    license = record.license_name or record.license
-    weights = f"Weights: {license}." if license else "The licence of the weights is not stated."
-    return f"## Licence\n\n{weights} Code: apache-2.0. The pictures it was trained on have licences of their own."
+    return list(rows.items())
 
 
 def _listed(words: str | list[str] | None) -> list[str]:
@@ -314,10 +273,3 @@ def _listed(words: str | list[str] | None) -> list[str]:
 def _shown(value: Any) -> str:
     value = getattr(value, "value", value)
     return f"`{json.dumps(value, sort_keys=True)}`" if isinstance(value, dict) else str(value)
-
-
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    # A bar would end the cell.
-    body = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ("---",) * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

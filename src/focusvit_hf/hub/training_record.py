@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import __version__ as torch_version
-from transformers import Trainer
 from transformers import __version__ as transformers_version
 
 from ..utils.names import hub_name, last_part
 
+
+if TYPE_CHECKING:
+    # Loads datasets and more, which nothing here needs.
+    from transformers import Trainer
 
 # Arguments of a run that a card shows, in its order; those that are off are left out.
 HYPERPARAMETERS = (
@@ -52,7 +55,7 @@ class TrainingRecord:
         license (`str`, *optional*): Licence of the weights as the Hub abbreviates it, such as `"apache-2.0"`.
         license_name, license_link (`str`, *optional*): Of a licence for which the Hub has `"other"`.
         command (`str`, *optional*): The command that repeats the run.
-        pictures (`Mapping[str, int]`): Number of pictures of each split.
+        pictures (`Mapping[str, int]`): Number of images of each split.
         evaluation_split (`str`): The split that figures beginning with `eval_` belong to.
         figures (`Mapping[str, float]`): What was measured, such as `eval_accuracy` and `test_accuracy`, in 0..1.
         hyperparameters (`Mapping[str, Any]`): Arguments of the run, by name.
@@ -95,7 +98,7 @@ class TrainingRecord:
         return cls(**{**derived, **known})
 
     @classmethod
-    def from_trainer(cls, trainer: Trainer) -> "TrainingRecord":
+    def from_trainer(cls, trainer: "Trainer") -> "TrainingRecord":
         """The record of a run from its trainer: its arguments, the sizes of its data and its last evaluation."""
         data = {"train": trainer.train_dataset, "evaluation": trainer.eval_dataset}
         evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
