@@ -234,6 +234,18 @@ DAMAGES = {
         lambda folder: change_weights(folder, lambda weights: {**weights, "classifier.bias": torch.zeros(9)}),
         r"classifier.bias has shape \(9,\)",
     ),
+    "not finite": (
+        lambda folder: change_weights(
+            folder, lambda weights: {**weights, "classifier.bias": weights["classifier.bias"] / 0}
+        ),
+        "model.safetensors: expected finite weights, got NaN or infinity in classifier.bias",
+    ),
+    "far larger on paper": (lambda folder: change_config(folder, hidden_size=8192), "numbers that the weights hold"),
+    "broken card": (
+        lambda folder: (folder / "README.md").write_text("---\nlicense: [mit\n---\n"),
+        "README.md: .*expected",
+    ),
+    "list for a card": (lambda folder: (folder / "README.md").write_text("---\n- mit\n---\n"), "README.md: "),
     "truncated": (truncate, "a ViT, DeiT or DINOv2 in safetensors"),
     "pickle": (pickle_weights, "a ViT, DeiT or DINOv2 in safetensors"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "a ViT, DeiT or DINOv2 in safetensors"),

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from focusvit_hf import convert_vit_checkpoint
-from vits import make_vit
+from vits import make_vit, timm_weights
 
 
 FULL = "full_attention"
@@ -105,3 +105,15 @@ def test_a_model_that_was_changed_is_refused():
         source = transformers.ViTModel(make_vit("vit-backbone").config)
     with pytest.raises(ValueError, match=r"embeddings.cls_token holds no floating-point numbers"):
         convert_vit_checkpoint(source)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value):
+    source = make_vit("vit-backbone")
+    with torch.no_grad():
+        source.layernorm.bias[3] = value
+    for given in (source, timm_weights()):
+        if isinstance(given, dict):
+            given["norm.bias"][3] = value
+        with pytest.raises(ValueError, match=r"got: (layer)?norm.bias holds NaN or infinity"):
+            convert_vit_checkpoint(given, **({"num_attention_heads": 4} if isinstance(given, dict) else {}))

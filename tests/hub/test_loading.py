@@ -13,7 +13,8 @@ from transformers import AutoModelForImageClassification
 
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.checkpoints import load_checkpoint
-from focusvit_hf.hub.loading import PICKLES, load_model, shapes_of_weights
+from focusvit_hf.hub.loading import load_model, shapes_of_weights
+from pickles import PICKLE_NAMES, Planted
 
 
 @pytest.fixture(scope="module")
@@ -125,30 +126,6 @@ def test_weights_in_several_files_load_and_an_index_leads_nowhere_else(saved, ch
     for weight_map in (None, [], {}, {"a": 1}):
         path.write_text(json.dumps({"weight_map": weight_map}))
         assert "expected a weight_map" in refused(checkpoint)
-
-
-class Planted:
-    """A pickle that leaves a mark where it is loaded."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
-
-
-# Where Transformers, PEFT, accelerate and torch keep pickles, beside any name with an ending of theirs.
-PICKLE_NAMES = [
-    "pytorch_model.bin",
-    "adapter_model.bin",
-    "optimizer.pt",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state.pth",
-    "training_args.bin",
-    "custom_checkpoint_0.pkl",
-    *(f"model{ending}" for ending in PICKLES),
-]
 
 
 @pytest.mark.parametrize("whole", [True, False])

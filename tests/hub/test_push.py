@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,11 @@ from focusvit_hf.cli.__main__ import main
 from focusvit_hf.hub.folder import code_files, save_for_hub
 from focusvit_hf.hub.push import push_to_hub
 from hub_stand_in import TOKEN, taken_for_the_hub
+from pickles import PICKLE_NAMES, Planted
+
+
+FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_log.json"}
+EVERY_FILE = FILES | {path.name for path in code_files()}
 
 
 @pytest.fixture
@@ -68,8 +74,7 @@ def test_what_is_uploaded_is_exactly_the_folder(hub, saved):
 def test_of_a_checkpoint_only_what_belongs_on_the_hub_is_uploaded(hub, checkpoint):
     before = contents(checkpoint)
     push_to_hub(checkpoint, "me/mine")
-    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_log.json"}
-    assert set(hub.files["me/mine"]) == files | {path.name for path in code_files()}
+    assert set(hub.files["me/mine"]) == EVERY_FILE
     assert contents(checkpoint) == before
     card = hub.files["me/mine"]["README.md"].decode()
     assert "| Accuracy | test |  | 0.2500 |" in card and 'name = "me/mine"' in card
@@ -142,8 +147,8 @@ def test_the_token_is_neither_printed_nor_written(hub, saved, checkpoint, tmp_pa
 
 
 def test_a_folder_that_holds_the_token_is_refused(hub, saved):
-    (saved / "notes.txt").write_text(f"my token is {TOKEN}")
-    with pytest.raises(ValueError, match=r"expected no access token .* got yours in notes.txt"):
+    (saved / "LICENSE").write_text(f"my token is {TOKEN}")
+    with pytest.raises(ValueError, match=r"expected no access token .* got yours in LICENSE"):
         push_to_hub(saved, "me/mine")
     assert hub.requests == []
 
@@ -168,10 +173,17 @@ def test_a_bad_name_is_refused_before_anything_is_loaded(hub, name, tmp_path):
 
 
 def spoilt(saved, name):
-    if name == "pickle":
-        torch.save({}, saved / "optimizer.pt")
-    elif name == "card":
+    if name == "card":
         (saved / "README.md").write_text("---\nlicense: My Own Licence\n---\ntext")
+    elif name == "yaml":
+        (saved / "README.md").write_text("---\nlicense: [mit\n---\ntext")
+    elif name == "no text":
+        (saved / "README.md").write_bytes(b"\xff\xfe")
+    elif name == "foreign":
+        config = json.loads((saved / "config.json").read_text())
+        (saved / "config.json").write_text(json.dumps({**config, "model_type": "mine"}))
+    elif name == "broken":
+        (saved / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-10])
     else:
         (saved / name).unlink()
     return saved
@@ -180,11 +192,14 @@ def spoilt(saved, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pickle", "got pickles in .*optimizer.pt"),
         ("card", "expected license as the Hub"),
+        ("yaml", "README.md: .*expected"),
+        ("no text", "README.md: .*utf-8"),
+        ("foreign", "config.json: expected a model_type of focusvit, got 'mine'"),
+        ("broken", "model.safetensors: SafetensorError"),
         ("README.md", "without README.md"),
-        ("model.safetensors", "without model.safetensors"),
-        ("preprocessor_config.json", "without preprocessor_config.json"),
+        ("model.safetensors", "expected model.safetensors, got none"),
+        ("preprocessor_config.json", "expected a preprocessor_config.json, got none"),
         ("config.json", "expected a FocusViT checkpoint"),
     ],
 )
@@ -192,6 +207,95 @@ def test_what_is_no_folder_for_the_hub_is_refused(hub, saved, name, message):
     with pytest.raises(ValueError, match=message):
         push_to_hub(spoilt(saved, name), "me/mine")
     assert hub.requests == []
+
+
+# What nobody means to publish, and what can run code.
+FOREIGN = [
+    ".env",
+    ".git/config",
+    ".git/objects/00/11.png",
+    "checkpoint-3/optimizer.pt",
+    "checkpoint-3/model.safetensors",
+    "data/rows.csv",
+    "notes.txt",
+    "other.safetensors",
+    "pictures/plan.docx",
+    "steal.py",
+    "training_args.bin",
+    "weights.BIN",
+    "x.joblib",
+    "x.pkl",
+]
+
+
+@pytest.mark.parametrize("source", ["saved", "checkpoint"])
+def test_what_is_no_part_of_a_checkpoint_is_left_out_and_named(hub, source, request, capsys):
+    folder = request.getfixturevalue(source)
+    own = {name for name in contents(folder) if name not in FOREIGN}
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"private")
+    (folder / "pictures" / "regions.png").write_bytes(b"no image")
+    (folder / "linked").symlink_to(folder.parent)
+    pushed = push_to_hub(folder, "me/mine")
+    images = {"pictures/regions.png"} if source == "saved" else set()
+    assert set(hub.files["me/mine"]) == set(pushed.files) == own | images | EVERY_FILE
+    assert not any(b"private" in content for content in hub.files["me/mine"].values())
+    left_out = {".env", ".git/", "checkpoint-3/", "data/", "linked", "notes.txt", "other.safetensors", "steal.py"}
+    left_out |= {"training_args.bin", "weights.BIN", "x.joblib", "x.pkl"}
+    left_out |= {"pictures/plan.docx"} if source == "saved" else {"pictures/"}
+    assert set(pushed.left_out) == left_out
+    capsys.readouterr()
+    assert main(["push", str(folder), "me/mine", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out, as no part of a checkpoint: .env, .git/, checkpoint-3/" in printed
+
+
+@pytest.mark.parametrize(
+    "name", ["regions.png", "LICENSE", "README.md", "training_log.json", "model.safetensors", "errors.py"]
+)
+def test_a_link_that_leads_outside_is_refused(hub, saved, tmp_path, name):
+    target = tmp_path / "outside"
+    (saved / name).rename(target) if (saved / name).exists() else target.write_bytes(b"private")
+    (saved / name).symlink_to(target)
+    with pytest.raises(ValueError, match=rf"got a link: {name} leads to .*outside"):
+        push_to_hub(saved, "me/mine")
+    assert hub.requests == []
+    # Within the folder it is a file like another.
+    (saved / name).unlink()
+    target.rename(saved / "inner.txt")
+    (saved / name).symlink_to("inner.txt")
+    assert name in push_to_hub(saved, "me/mine", dry_run=True).files
+
+
+@pytest.mark.parametrize("auto_map", [[], "x", {"AutoModel": 1}, {"AutoModel": ["a.B", None]}, {"": "../a.B"}])
+def test_an_auto_map_that_is_none_is_refused_or_means_no_code(hub, saved, auto_map):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "auto_map": auto_map}))
+    try:
+        pushed = push_to_hub(saved, "me/mine", dry_run=True)
+    except ValueError as error:
+        assert "expected an auto_map from classes to module.Class" in str(error)
+    else:
+        assert set(pushed.files) == EVERY_FILE
+
+
+@pytest.mark.parametrize("source", ["saved", "checkpoint"])
+def test_no_pickle_is_run_by_a_push(hub, source, request, tmp_path):
+    folder, mark = request.getfixturevalue(source), tmp_path / "mark"
+    for name in PICKLE_NAMES:
+        (folder / name).write_bytes(pickle.dumps(Planted(mark)))
+    assert not set(PICKLE_NAMES) & set(push_to_hub(folder, "me/mine").files)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        push_to_hub(folder, "me/mine")
+    assert not mark.exists()
+
+
+def test_a_backbone_is_pushed(hub, tiny_model, tmp_path):
+    model = tiny_model().focusvit
+    folder = save_for_hub(model, FocusViTImageProcessor.from_model_config(model.config), tmp_path / "backbone")
+    assert set(push_to_hub(folder, "me/backbone", dry_run=True).files) == set(contents(folder))
 
 
 def test_a_pickle_is_no_checkpoint(hub, checkpoint):

@@ -3,6 +3,7 @@
 import argparse
 
 from ..hub.push import push_to_hub
+from ..utils.messages import printable
 
 
 def add_push_command(commands: argparse._SubParsersAction) -> None:
@@ -16,7 +17,8 @@ def add_push_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "source",
         metavar="FOLDER_OR_CHECKPOINT",
-        help="a folder by save_for_hub, uploaded as it is, or a checkpoint that such a folder is made of",
+        help="a folder by save_for_hub, or a checkpoint that such a folder is made of; only what belongs to a "
+        "checkpoint is uploaded",
     )
     command.add_argument("repo_id", metavar="REPO_ID", help="the repository, owner/name; made where there is none")
     command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -38,5 +40,7 @@ def push(arguments: argparse.Namespace) -> None:
     )
     for name, size in pushed.files.items():
         print(f"{size:>12,}  {name}")
+    if pushed.left_out:
+        print(f"left out, as no part of a checkpoint: {', '.join(map(printable, pushed.left_out))}")
     done = "would go" if arguments.dry_run else "went"
     print(f"{len(pushed.files)} files, {sum(pushed.files.values()):,} bytes, {done} to {pushed.url}")

@@ -241,6 +241,8 @@ def _check_tensors(source: Source, model: FocusViTPreTrainedModel) -> None:
             problems.append(f"{origin} has shape {tuple(tensor.shape)} instead of {tuple(expected[name])}")
         elif not tensor.is_floating_point() or tensor.is_meta:
             problems.append(f"{origin} holds no floating-point numbers")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{origin} holds NaN or infinity")
     if problems:
         raise ValueError(f"Expected the tensors of a plain {source.name}, got: {joined(problems)}.")
 

@@ -110,8 +110,10 @@ def licence_of(name: str | Path) -> dict[str, Any]:
         except HFValidationError:
             cached = None
         card, base = Path(cached if isinstance(cached, str) else ""), {"base_model": str(name)}
-    metadata = (metadata_load(card) or {}) if card.is_file() else {}
-    return _repeatable(metadata, card) | base
+    if not card.is_file():
+        return base
+    with told_of(str(card)):
+        return _repeatable(metadata_load(card) or {}, card) | base
 
 
 def _repeatable(metadata: Mapping[str, Any], card: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Folders that load from the Hugging Face Hub, with and without this package, and their model cards."""
 
-from .folder import code_files, save_for_hub
+from .contents import code_files
+from .folder import save_for_hub
 from .push import push_to_hub
 
 

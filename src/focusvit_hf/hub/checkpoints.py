@@ -1,15 +1,18 @@
 """Loading a FocusViT with its processor, checked against each other and against what a safe checkpoint is."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..modeling_focusvit import FocusViTForImageClassification
+from ..modeling_focusvit import FocusViTForImageClassification, FocusViTPreTrainedModel
 from ..utils.messages import told_of
 from .loading import find_file, load_model, read_config
 
+
+Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
 
 # Where the source tree keeps the checkpoint that was trained here; a wheel does not bring it.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-nano-cifar10"
@@ -36,17 +39,32 @@ def load_checkpoint(
                 f"expected --model FOLDER_OR_NAME: this installation has no {DEFAULT_CHECKPOINT.name} of its own"
             )
         name = str(DEFAULT_CHECKPOINT)
+    model, image_processor = load_checked(name, FocusViTForImageClassification)
+    if num_superpixels is not None:
+        model.config.require_num_superpixels(num_superpixels)
+        model.config.num_superpixels = image_processor.num_superpixels = num_superpixels
+    return model, image_processor
+
+
+def load_checked(name: str, kind: type[Model]) -> tuple[Model, FocusViTImageProcessor]:
+    """
+    Loads a model of a given class and its processor, see [`load_checkpoint`].
+
+    Args:
+        name (`str`): A folder, or a name on the Hub.
+        kind (`type`): [`FocusViTForImageClassification`] or [`FocusViTModel`].
+
+    Raises:
+        ValueError: as [`load_checkpoint`].
+    """
     with told_of(f"expected a FocusViT checkpoint in safetensors, a folder or a name on the Hub, got {name}"):
         read_config(name, [FocusViTConfig.model_type])
         with told_of(CONFIG_NAME):
             config = FocusViTConfig.from_pretrained(name)
-        model, _ = load_model(FocusViTForImageClassification, name, config)
+        model, _ = load_model(kind, name, config)
         if find_file(name, IMAGE_PROCESSOR_NAME) is None:
             raise ValueError(f"expected a {IMAGE_PROCESSOR_NAME}, got none")
         with told_of(IMAGE_PROCESSOR_NAME):
             image_processor = FocusViTImageProcessor.from_pretrained(name)
             image_processor.validate_against_config(model.config)
-    if num_superpixels is not None:
-        model.config.require_num_superpixels(num_superpixels)
-        model.config.num_superpixels = image_processor.num_superpixels = num_superpixels
     return model, image_processor

@@ -1,19 +1,19 @@
 """Folders for the Hub, which load with this package and without it, and pushing them there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..utils.files import new_folder, read_json, write_json, write_whole
+from .contents import CARD_FILE, TRAINING_LOG_FILE, code_files
 from .model_card import model_card, relocated
 from .training_record import TrainingRecord
 
@@ -25,17 +25,6 @@ AUTO_CLASSES: dict[str, type] = {
     "AutoModel": FocusViTModel,
     "AutoModelForImageClassification": FocusViTForImageClassification,
 }
-CARD_FILE = "README.md"
-TRAINING_LOG_FILE = "training_log.json"
-
-
-def code_files() -> set[Path]:
-    """
-    The files of this package that every checkpoint carries: all that lie at its root, but for `__init__.py`. The
-    library's loader reads `from .sibling import X` beside the entry file and no folder, so what a model needs lies
-    there, and nothing else does.
-    """
-    return {path for path in Path(__file__).resolve().parents[1].glob("*.py") if path.name != "__init__.py"}
 
 
 def save_for_hub(
@@ -115,13 +104,6 @@ def save_for_hub(
 
 def _module(kind: type) -> str:
     return kind.__module__.rpartition(".")[2]
-
-
-def _with_imports(folder: Path, modules: Iterable[str]) -> set[Path]:
-    """The files of modules and of all siblings they import; FileNotFoundError where one of these is not there."""
-    entries = {folder / f"{module}.py" for module in modules}
-    # The library's own search, so that what is saved is what the library will look for.
-    return entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)}
 
 
 def _weights(model: FocusViTPreTrainedModel, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:

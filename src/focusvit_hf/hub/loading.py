@@ -118,14 +118,26 @@ def shapes_of_weights(name: str | Path, **place: Any) -> dict[str, tuple[int, ..
         ValueError: when there are no safetensors, when one is damaged, and when an index leads to other files.
     """
     shapes = {}
-    for path in _weights_files(name, **place):
+    for path in weights_files(name, **place):
+        if path.name == SAFE_WEIGHTS_INDEX_NAME:
+            continue
         with told_of(path.name), safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - it is no mapping
                 shapes[key] = tuple(file.get_slice(key).get_shape())
     return shapes
 
 
-def _weights_files(name: str | Path, **place: Any) -> list[Path]:
+def weights_files(name: str | Path, **place: Any) -> list[Path]:
+    """
+    The safetensors of a checkpoint: one file, or those that an index names, and the index behind them.
+
+    Args:
+        name (`str` or `Path`): A folder, or a name on the Hub.
+        place: See [`find_file`].
+
+    Raises:
+        ValueError: when there are none, and when an index leads to other files.
+    """
     single = find_file(name, SAFE_WEIGHTS_NAME, **place)
     if single is not None:
         return [single]
@@ -145,7 +157,7 @@ def _weights_files(name: str | Path, **place: Any) -> list[Path]:
         if found is None:
             raise ValueError(f"expected {part}, which {index.name} names, got none")
         files.append(found)
-    return files
+    return [*files, index]
 
 
 def load_model(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_focusvit import FocusViTConfig
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..utils.messages import told_of
 from ..utils.names import check_identifier, hub_name, last_part
 from .training_record import METRICS, TrainingRecord
 
@@ -120,8 +121,9 @@ def relocated(text: str, location: str) -> str:
     Raises:
         ValueError: when it is no card the Hub accepts.
     """
-    card = ModelCard(text)
-    check_card(card)
+    with told_of("the card"):
+        card = ModelCard(text)
+        check_card(card)
     section = use_section(location, getattr(card.data, "pipeline_tag", None) or CLASSIFICATION, remote_code=True)
     return _USE.sub(lambda match: f"{section}\n\n", text)
 

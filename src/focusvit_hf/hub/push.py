@@ -9,17 +9,15 @@ from typing import NamedTuple
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME
 
+from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel
 from ..utils.files import read_json
-from .checkpoints import load_checkpoint
-from .folder import (
-    CARD_FILE,
-    TRAINING_LOG_FILE,
-    _with_imports,
-    save_for_hub,
-)
-from .loading import PICKLES, find_file
+from ..utils.messages import told_of
+from .checkpoints import load_checked, load_checkpoint
+from .contents import code_of, files_of_checkpoint, left_out_of
+from .folder import CARD_FILE, TRAINING_LOG_FILE, save_for_hub
+from .loading import find_file
 from .model_card import relocated
 
 
@@ -30,10 +28,13 @@ class Pushed(NamedTuple):
     Args:
         url (`str`): Where the repository is.
         files (`dict[str, int]`): Size in bytes of each file, by its path in the repository.
+        left_out (`tuple[str, ...]`): Files and, with a `/` behind them, whole folders of the source that are no part
+            of a checkpoint.
     """
 
     url: str
     files: dict[str, int]
+    left_out: tuple[str, ...] = ()
 
 
 def push_to_hub(
@@ -51,7 +52,8 @@ def push_to_hub(
 
     Args:
         source (`str` or `Path`):
-            A folder by [`save_for_hub`], of which all is uploaded and nothing else. Or a classifier's checkpoint, of
+            A folder by [`save_for_hub`], which is loaded first, and of which what belongs to a checkpoint is uploaded:
+            card, configuration, weights, code, training log, licence and images. Or a classifier's checkpoint, of
             which such a folder is made first: a folder, or a name on the Hub. A card is kept but for its section
             "Use", which names the repository; where there is none it is written from `training_log.json`.
         repo_id (`str`): Name of the repository, `owner/name`; it is made where there is none.
@@ -65,19 +67,21 @@ def push_to_hub(
         [`Pushed`].
 
     Raises:
-        ValueError: when the source is no FocusViT that is safe to load, holds the access token or a card the Hub does
-            not take, or the name is none.
+        ValueError: when the source is no FocusViT that loads, a file of it is a link that leads outside, it holds the
+            access token or a card the Hub does not take, or the name is none.
         OSError: when the Hub does not take it or the connection breaks. The same call again finishes the upload.
     """
     validate_repo_id(repo_id)
     api = HfApi(token=token)
     with _folder_for_hub(source, repo_id) as folder:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
-        card = (folder / CARD_FILE).read_text(encoding="utf-8")
-        files[CARD_FILE] = relocated(card, repo_id).encode()
+        files: dict[str, Path | bytes] = dict(files_of_checkpoint(folder))
+        with told_of(CARD_FILE):
+            card = (folder / CARD_FILE).read_text(encoding="utf-8")
+            files[CARD_FILE] = relocated(card, repo_id).encode()
         _refuse_secrets(files, token or get_token())
-        pushed = Pushed(f"{api.endpoint}/{repo_id}", {name: _size(content) for name, content in files.items()})
+        sizes = {name: _size(content) for name, content in files.items()}
+        left_out = left_out_of(Path(source), set(files)) if Path(source).is_dir() else ()
+        pushed = Pushed(f"{api.endpoint}/{repo_id}", sizes, left_out)
         if dry_run:
             return pushed
         try:
@@ -111,7 +115,7 @@ def _size(content: Path | bytes) -> int:
 def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
     """A folder by [`save_for_hub`]: the source, or one made of it that lasts as long as the context."""
     folder = Path(source)
-    if _has_code(folder):
+    if code_of(folder):
         _check_folder(folder)
         yield folder
         return
@@ -124,32 +128,22 @@ def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
             Path(parent) / "folder",
             location=repo_id,
             training_log=read_json(log) if log else None,
-            card=card.read_text(encoding="utf-8") if card else None,
+            card=_text(card) if card else None,
         )
 
 
-def _has_code(folder: Path) -> bool:
-    """Whether the classes that config.json names lie in the folder, with all they import."""
-    if not (folder / CONFIG_NAME).is_file():
-        return False
-    entries = read_json(folder / CONFIG_NAME).get("auto_map", {})
-    try:
-        _with_imports(folder, [entry.partition(".")[0] for entry in entries.values()])
-    except FileNotFoundError:
-        return False
-    return bool(entries)
+def _text(path: Path) -> str:
+    with told_of(path.name):
+        return path.read_text(encoding="utf-8")
 
 
 def _check_folder(folder: Path) -> None:
-    """ValueError unless a folder with code holds a card, a processor and weights that run no code when loaded."""
-    missing = [name for name in (CARD_FILE, IMAGE_PROCESSOR_NAME) if not (folder / name).is_file()]
-    if not any(folder.glob("*.safetensors")):
-        missing.append(SAFE_WEIGHTS_NAME)
-    if missing:
-        raise ValueError(f"expected a folder by save_for_hub, got {folder} without {', '.join(missing)}")
-    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise ValueError(f"expected weights in safetensors alone, got pickles in {folder}: {', '.join(pickles)}")
+    """ValueError unless a folder with code holds a card, and a model and a processor that load."""
+    if find_file(folder, CARD_FILE) is None:
+        raise ValueError(f"expected a folder by save_for_hub, got {folder} without {CARD_FILE}")
+    architectures = read_json(folder / CONFIG_NAME).get("architectures")
+    is_backbone = architectures == [FocusViTModel.__name__]
+    load_checked(str(folder), FocusViTModel if is_backbone else FocusViTForImageClassification)
 
 
 def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> None:

@@ -18,8 +18,13 @@ def one_line(error: BaseException | str) -> str:
     text = str(error)
     if isinstance(error, BaseException) and not isinstance(error, (ValueError, OSError)):
         text = f"{type(error).__name__}: {text}"
-    line = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: characters that could move its cursor or change its colours are written as `\\x1b`."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 @contextmanager
