@@ -41,11 +41,13 @@ def jpeg(size=None):
 
 def test_a_truncated_jpeg_is_named(processor, tmp_path):
     pictures = [noise(20, 20)] * 3 + [Image.open(io.BytesIO(jpeg(1500)))]
-    with pytest.raises(ValueError, match=r"Image 3 of the batch could not be decoded: .*truncated"):
+    with pytest.raises(ValueError, match=r"Image 3 of the batch cannot be used: could not be decoded: .*truncated"):
         processor(pictures)
     path = tmp_path / "truncated.jpg"
     path.write_bytes(jpeg(1500))
-    with pytest.raises(ValueError, match=r"Image 0 of the batch could not be decoded: .*truncated"):
+    with pytest.raises(
+        ValueError, match=r"Image 0 of the batch cannot be used: .*truncated.jpg: could not be decoded"
+    ):
         processor(str(path))
 
 
@@ -59,7 +61,7 @@ def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, l
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded a bomb"))
     for form in (picture, str(path)):
-        with pytest.raises(ValueError, match=r"Image 0 of the batch could not be decoded: .*pixels"):
+        with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be used: .*pixels"):
             processor(form)
 
 
@@ -67,12 +69,12 @@ def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, l
     ("picture", "message"),
     [
         (np.zeros((0, 0, 3), np.uint8), "none of them 0, got shape"),
-        (Image.new("RGB", (0, 0)), "expected a picture with pixels, got 0 x 0"),
+        (Image.new("RGB", (0, 0)), "expected an image with pixels, got 0 x 0"),
         (torch.full((3, 8, 8), float("nan")), "got NaN or infinity"),
         (np.full((8, 8, 3), -np.inf), "got NaN or infinity"),
         (np.full((8, 8, 3), -1.5), "expected values in 0..255 with do_rescale=True, got -1.5"),
         (np.full((8, 8, 3), 300.5), "expected values in 0..255 with do_rescale=True, got 300.5"),
-        (np.zeros((8, 8, 7), np.uint8), "channel dimension"),
+        (np.zeros((8, 8, 7), np.uint8), "plainly that of 1, 3 or 4 channels"),
     ],
 )
 def test_bad_pictures_are_named(processor, picture, message):
@@ -87,12 +89,28 @@ def test_no_picture_at_all(processor, nothing):
         processor(nothing)
 
 
-def test_what_is_no_picture_fails_as_in_the_library(processor):
-    for thing in (b"bytes", None, 3, [noise(8, 8), {}]):
-        with pytest.raises(TypeError):
-            processor(thing)
-    with pytest.raises(ValueError, match="Incorrect image source"):
-        processor("no/such/file.png")
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (None, "an array or a tensor, got NoneType"),
+        (3, "an array or a tensor, got int"),
+        ({}, "an array or a tensor, got dict"),
+        (b"bytes", "could not be decoded: it is in no format that PIL knows"),
+        (io.BytesIO(b""), "could not be decoded: it is in no format that PIL knows"),
+        ("no/such/file.png", "expected the path of a file, a URL or an image in base64, got 'no/such/file.png'"),
+        (Path("no/such/file.png"), "no/such/file.png: could not be decoded: .*No such file"),
+        ("data:image/png;base64", "an image in base64, got 'data:image/png;base64'"),
+        (torch.zeros(3, 8, 8, device="meta"), "expected a dense tensor that holds values, got .*meta"),
+        (torch.zeros(3, 8, 8).to_sparse(), "expected a dense tensor that holds values, got torch.sparse_coo on cpu"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_named(processor, thing, message):
+    with pytest.raises(ValueError, match=f"^Image 1 of the batch cannot be used: .*{message}"):
+        processor([noise(8, 8), thing])
+
+
+def test_an_unknown_option_fails_as_in_the_library(processor):
     with pytest.raises(TypeError, match="unexpected keyword"):
         processor(noise(8, 8), num_superpixel=4)
 

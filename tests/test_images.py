@@ -1,27 +1,32 @@
+import base64
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 from skimage.data import chelsea
 from transformers.image_utils import SizeDict
 
+from focusvit_hf import FocusViTImageProcessor, images
+from focusvit_hf.cli.pictures import open_picture
 from focusvit_hf.images import (
     channels_first,
     check_area,
-    decode,
-    flat_pictures,
+    decode_image,
+    flat_images,
     from_array,
     from_pil,
-    naming_picture,
+    naming_image,
     over_white,
     resize,
     resized_size,
     to_8_bit,
 )
+from focusvit_hf.training.data_collator import FocusViTDataCollator
 
 
 COLOURS = np.array([[[200, 30, 60], [10, 220, 90]], [[128, 128, 128], [0, 0, 255]]], dtype=np.uint8)
@@ -164,7 +169,7 @@ def test_float_tensors_become_float32(dtype):
         (np.full((4, 4), 70000, np.int32), "expected values in 0..65535, got 70000"),
         (np.zeros((4, 4), complex), "expected integer or floating point"),
         (np.full((4, 4), "a"), "expected integer or floating point"),
-        ("a picture", "expected a PIL picture"),
+        ("a picture", "expected an array or a tensor"),
     ],
 )
 def test_bad_arrays_are_refused(bad, message):
@@ -202,35 +207,33 @@ def truncated_jpeg():
 
 
 def test_decode_finds_damage_early():
-    with pytest.raises(OSError, match="truncated"):
-        decode(truncated_jpeg())
     with (
-        pytest.raises(ValueError, match=r"^Image 3 of the batch could not be decoded: .*truncated"),
-        naming_picture(3, "could not be decoded"),
+        pytest.raises(ValueError, match=r"^Image 3 of the batch cannot be used: could not be decoded: .*truncated"),
+        naming_image(3),
     ):
-        decode(truncated_jpeg())
+        decode_image(truncated_jpeg())
 
 
 def test_decode_refuses_empty_pictures_and_bombs_before_decoding(monkeypatch):
-    with pytest.raises(ValueError, match="expected a picture with pixels, got 0 x 3"):
-        decode(Image.new("RGB", (0, 3)))
+    with pytest.raises(ValueError, match="expected an image with pixels, got 0 x 3"):
+        decode_image(Image.new("RGB", (0, 3)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     bomb = Image.new("RGB", (7, 3))
     monkeypatch.setattr(bomb, "load", lambda: pytest.fail("decoded a bomb"))
     with pytest.raises(ValueError, match=r"MAX_IMAGE_PIXELS = 20 pixels.* got 7 x 3"):
-        decode(bomb)
+        decode_image(bomb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     check_area(10**6, 10**6)
 
 
-def test_flat_pictures_opens_lists_and_batches():
+def test_flat_images_opens_lists_and_batches():
     batch = np.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     single = np.zeros((4, 4))
-    flat = list(flat_pictures([[batch, single], (in_mode("L"),), torch.zeros(1, 3, 2, 2)]))
+    flat = list(flat_images([[batch, single], (in_mode("L"),), torch.zeros(1, 3, 2, 2)]))
     assert len(flat) == 5
     np.testing.assert_array_equal(flat[1], batch[1])
     assert flat[2] is single
-    assert list(flat_pictures([[], []])) == []
+    assert list(flat_images([[], []])) == []
 
 
 @pytest.mark.parametrize(
@@ -292,3 +295,204 @@ def test_resizing_an_array_equals_resizing_the_picture(height, width, channels, 
     resized = resize(array, size, Image.Resampling.BILINEAR)
     assert resized.shape == (channels, 13, 9) and resized.dtype == np.uint8
     np.testing.assert_array_equal(resized, resize(picture, size, Image.Resampling.BILINEAR))
+
+
+# One file, one image: doors x modes x orientations.
+
+
+def written(mode, orientation=None):
+    """The bytes of a file in a mode of PIL, of 8 x 6 colours and greys, in a format that keeps the mode."""
+    rng = np.random.default_rng(5)
+    colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (6, 8), dtype=np.uint16))
+    elif mode in ("I", "F"):
+        image = Image.fromarray(rng.integers(0, 256, (6, 8)).astype(np.int32 if mode == "I" else np.float32))
+    else:
+        image = colours.convert(mode) if mode != "LA" else colours.convert("L").convert("LA")
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (6, 8), dtype=np.uint8)))
+    options = {}
+    if mode == "P transparent":
+        options["transparency"] = 3
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        options["exif"] = exif
+    buffer = io.BytesIO()
+    form = "TIFF" if mode in ("I", "F") else "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+DOORS = {
+    "path": lambda path: str(path),
+    "Path": lambda path: path,
+    "bytes": lambda path: path.read_bytes(),
+    "open file": lambda path: io.BytesIO(path.read_bytes()),
+    "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+    "data URL": lambda path: "data:image/png;base64," + base64.encodebytes(path.read_bytes()).decode(),
+    "datasets, bytes": lambda path: {"bytes": path.read_bytes(), "path": None},
+    "datasets, path": lambda path: {"bytes": None, "path": str(path)},
+    "PIL": Image.open,
+    "decoded": lambda path: decode_image(path),
+    "array": lambda path: np.asarray(decode_image(path)),
+    "tensor": lambda path: torch.from_numpy(np.array(decode_image(path))),
+}
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr"]
+
+
+def doors(path):
+    """What each way into the package makes of a file: (8, 6) or (6, 8) levels of the processor's pixels."""
+    options = {"do_resize": False, "do_superpixels": False, "do_rescale": False, "do_normalize": False}
+    processor = FocusViTImageProcessor(**options)
+    found = {name: processor(door(path))["pixel_values"][0] for name, door in DOORS.items()}
+    for name in ("bytes", "path"):
+        example = {"image": DOORS[f"datasets, {name}"](path), "label": 0}
+        found[f"collator, {name}"] = FocusViTDataCollator(processor)([example])["pixel_values"][0].numpy()
+    found["collator, PIL"] = FocusViTDataCollator(processor)([{"image": Image.open(path)}])["pixel_values"][0].numpy()
+    found["command"] = channels_first(open_picture(path))
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_file_is_one_image_at_every_door(tmp_path, mode):
+    path = tmp_path / "image"
+    path.write_bytes(written(mode))
+    expected = channels_first(from_pil(Image.open(path), do_convert_rgb=True))
+    assert expected.shape == (3, 6, 8) and expected.std() > 10
+    for name, levels in doors(path).items():
+        np.testing.assert_array_equal(levels, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "I", "CMYK", "YCbCr"])
+def test_a_turned_file_is_upright_at_every_door(tmp_path, mode, orientation):
+    path = tmp_path / "image"
+    path.write_bytes(written(mode, orientation))
+    stored = channels_first(from_pil(Image.open(io.BytesIO(written(mode))), do_convert_rgb=True))
+    # Where row 0 and column 0 of what is stored lie in the upright image (EXIF 2.32, table 6).
+    upright = {
+        1: stored,
+        2: stored[:, :, ::-1],
+        3: stored[:, ::-1, ::-1],
+        4: stored[:, ::-1],
+        5: stored.transpose(0, 2, 1),
+        6: stored[:, ::-1].transpose(0, 2, 1),
+        7: stored[:, ::-1, ::-1].transpose(0, 2, 1),
+        8: stored[:, :, ::-1].transpose(0, 2, 1),
+    }[orientation]
+    for name, levels in doors(path).items():
+        np.testing.assert_array_equal(levels, upright, err_msg=name)
+
+
+def test_an_uncompressed_turned_tiff_is_upright_through_a_path(tmp_path):
+    path = tmp_path / "turned.tiff"
+    levels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    stored = Image.frombytes("CMYK", (8, 6), levels.tobytes())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored.save(path, exif=exif)
+    expected = np.asarray(stored.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(np.asarray(decode_image(path)), expected)
+
+
+def test_16_bit_greys_are_scaled_and_transparency_is_white_through_a_path(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.array([[0, 25700, 65535]], np.uint16)).save(path)
+    assert np.asarray(decode_image(str(path)))[0, :, 0].tolist() == [0, 100, 255]
+    Image.fromarray(np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8)).save(path)
+    assert np.asarray(decode_image(path))[0, :, 0].tolist() == [255, 9]
+    assert decode_image(path, do_convert_rgb=False).mode == "RGBA"
+
+
+def test_a_url_is_fetched_and_decoded_like_a_file(monkeypatch):
+    answer = SimpleNamespace(content=written("I;16", 6), raise_for_status=lambda: None)
+    session = SimpleNamespace(get=lambda url, follow_redirects: answer)
+    monkeypatch.setattr(images, "get_session", lambda: session)
+    fetched = decode_image("https://example.org/grey.png")
+    np.testing.assert_array_equal(np.asarray(fetched), np.asarray(decode_image(written("I;16", 6))))
+
+    def refuse(url, follow_redirects):
+        raise ConnectionError("no way there")
+
+    session.get = refuse
+    with pytest.raises(ValueError, match="could not be fetched: no way there"):
+        decode_image("https://example.org/grey.png")
+
+
+def test_an_open_file_can_be_given_twice(tmp_path):
+    with io.BytesIO(written("RGB")) as file:
+        first, second = (np.asarray(decode_image(file)) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert not file.closed
+
+
+def test_broken_exif_leaves_the_image_as_it_is_stored(tmp_path, caplog):
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, "PNG", exif=b"Exif\0\0not a TIFF header")
+    np.testing.assert_array_equal(np.asarray(decode_image(buffer.getvalue())), COLOURS)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no decoder"), NotImplementedError("DXT9"), KeyError("x"), IndexError()]
+)
+def test_whatever_a_decoder_raises_is_a_value_error(tmp_path, monkeypatch, error):
+    path = tmp_path / "image.avif"
+    Image.fromarray(COLOURS).save(path, "PNG")
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(ValueError, match=r"image.avif: could not be decoded: \S"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((3, 8, 9), True),
+        ((8, 9, 3), False),
+        ((1, 8, 9), True),
+        ((8, 9, 1), False),
+        ((4, 8, 9), True),
+        ((8, 9, 4), False),
+        # Images of height or width 1, 3 and 4.
+        ((1, 9, 3), False),
+        ((4, 9, 3), False),
+        ((3, 9, 1), True),
+        ((3, 9, 4), True),
+        ((3, 1, 9), True),
+        ((9, 4, 3), False),
+    ],
+)
+def test_channels_are_told_from_height_and_width(shape, first):
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    expected = array if first else np.moveaxis(array, -1, 0)
+    found = decode_image(array, do_convert_rgb=False)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(decode_image(torch.from_numpy(array), do_convert_rgb=False), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 3), (1, 9, 1), (1, 9, 4), (4, 9, 1), (4, 9, 4), (2, 9, 5), (9, 3, 9)])
+def test_channels_that_cannot_be_told_are_asked_for(shape):
+    array = np.zeros(shape, np.uint8)
+    with pytest.raises(ValueError, match="pass input_data_format='channels_first' or 'channels_last'"):
+        decode_image(array)
+    for name, channels in (("channels_first", shape[0]), ("channels_last", shape[-1])):
+        assert len(decode_image(array, do_convert_rgb=False, input_data_format=name)) == channels
+
+
+def test_arrays_of_another_number_of_channels_are_no_rgb():
+    with pytest.raises(ValueError, match="expected 1, 3 or 4 channels to convert to RGB, got 2"):
+        decode_image(np.zeros((2, 5, 5), np.uint8), input_data_format="channels_first")
+    with pytest.raises(ValueError, match="expected input_data_format 'channels_first' or 'channels_last', got 'x'"):
+        decode_image(np.zeros((3, 5, 5), np.uint8), input_data_format="x")
+
+
+def test_a_transparent_array_is_the_transparent_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), dtype=np.uint8)
+    expected = channels_first(decode_image(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(decode_image(pixels), expected)
+    np.testing.assert_array_equal(decode_image(np.moveaxis(pixels, -1, 0)), expected)

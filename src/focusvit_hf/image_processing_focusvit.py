@@ -1,7 +1,6 @@
 """Image processor of FocusViT: pictures to `pixel_values` and `superpixel_ids`."""
 
 import math
-import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +12,6 @@ from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -21,24 +19,13 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
 from .errors import refuse_misspelt
-from .images import (
-    channels_first,
-    check_area,
-    decode,
-    flat_pictures,
-    from_array,
-    from_pil,
-    naming_picture,
-    over_white,
-    resize,
-)
+from .images import channels_first, decode_image, flat_images, naming_image, resize
 from .superpixel_options import (
     SHARED_FIELDS,
     check_options,
@@ -101,9 +88,10 @@ class FocusViTImageProcessor(PilBackend):
     the picture in 8 bits after resize and crop, for the whole batch at once. All options can be given here, to
     `from_pretrained` and with each call, and are saved.
 
-    Pictures: PIL of any mode (transparency is laid over white; 16-bit values are scaled to 8 bits), arrays and
-    tensors, channels first or last or without channels; one, or a list, or a batch. Integers above 255 count as
-    16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise; resizing rounds them to 8 bits.
+    Images: paths, URLs, bytes, open files and PIL of any mode (made upright; transparency is laid over white; 16-bit
+    values are scaled to 8 bits), arrays and tensors, channels first or last or without channels; one, or a list, or a
+    batch. Integers above 255 count as 16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise;
+    resizing rounds them to 8 bits.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
@@ -237,11 +225,18 @@ class FocusViTImageProcessor(PilBackend):
         return cell
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """As in the base class; of files the size is checked before they are decoded."""
-        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
-            with Image.open(image_url_or_urls) as image:
-                check_area(*image.size)
-        return super().fetch_images(image_url_or_urls)
+        """
+        Images of files, URLs and bytes, see [`~images.decode_image`], in the nested lists they came in; images that
+        are decoded already are returned as they are.
+
+        Raises:
+            ValueError: when an image cannot be read.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (Image.Image, np.ndarray, torch.Tensor)):
+            return image_url_or_urls
+        return decode_image(image_url_or_urls, self.do_convert_rgb)
 
     def process_image(
         self,
@@ -251,42 +246,27 @@ class FocusViTImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> np.ndarray:
         """
-        One picture as array (channels, height, width): uint8, or float32 from floats.
+        One image, see [`~images.decode_image`], as array (channels, height, width): uint8, or float32 from floats.
 
         Raises:
-            ValueError: on pictures that cannot be used, see [`FocusViTImageProcessor`].
+            ValueError: on images that cannot be used.
         """
-        if isinstance(image, Image.Image):
-            return channels_first(from_pil(image, do_convert_rgb))
-        array = from_array(image)
-        if array.ndim == 2:
-            array = array[None]
-        else:
-            if input_data_format is None:
-                input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-            if ChannelDimension(input_data_format) == ChannelDimension.LAST:
-                array = np.moveaxis(array, -1, 0)
-        if do_convert_rgb and array.shape[0] == 4 and array.dtype == np.float32:
-            return over_white(array)
-        if do_convert_rgb:
-            return np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.FIRST))
-        return array
+        decoded = decode_image(image, do_convert_rgb, input_data_format)
+        return channels_first(decoded) if isinstance(decoded, Image.Image) else decoded
 
     def _prepare_image_like_inputs(
-        self, images: ImageInput, *args: Any, do_convert_rgb: bool | None = None, **kwargs: Any
+        self,
+        images: ImageInput,
+        *args: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
     ) -> list[Any]:
+        # PIL images stay what they are: an array would cost a large photograph two copies before it is shrunk.
         prepared: list[Image.Image | np.ndarray] = []
-        for index, image in enumerate(flat_pictures(images)):
-            with naming_picture(index, "could not be decoded"):
-                image = self.fetch_images(image)
-                if isinstance(image, Image.Image):
-                    decode(image)
-            with naming_picture(index, "cannot be used"):
-                if isinstance(image, Image.Image):
-                    # An array would cost a large photograph two copies before it is shrunk.
-                    prepared.append(from_pil(image, do_convert_rgb))
-                else:
-                    prepared.append(self.process_image(image, do_convert_rgb, **kwargs))
+        for index, image in enumerate(flat_images(images)):
+            with naming_image(index):
+                prepared.append(decode_image(image, do_convert_rgb, input_data_format))
         if not prepared:
             raise ValueError(f"Expected at least one image, got {images!r}.")
         return prepared
@@ -339,14 +319,14 @@ class FocusViTImageProcessor(PilBackend):
         groups: dict[tuple, list[int]] = {}
         pictures = []
         for index, image in enumerate(images):
-            with naming_picture(index, "cannot be used"):
+            with naming_image(index):
                 picture = self._resize_and_crop(image, **options)
             groups.setdefault((picture.array.shape, picture.array.dtype, *picture[1:]), []).append(index)
             pictures.append(picture)
 
         finished: dict[str, list[Any]] = {}
         for members in groups.values():
-            with naming_picture(members[0], "cannot be used"):
+            with naming_image(members[0]):
                 batch = self._finish([pictures[index] for index in members], **options)
             if return_tensors is not None and len(groups) == 1:
                 return BatchFeature(data=batch, tensor_type=return_tensors)

@@ -1,28 +1,36 @@
-"""Pictures as users hand them in (PIL of any mode, arrays, tensors, nested lists) to 8-bit pictures of one size."""
+"""Images as users hand them in (files, PIL of any mode, arrays, tensors, nested lists) to 8-bit images of one size."""
 
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+import base64
+import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub import get_session
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 _WHITE_8_BIT, _WHITE_16_BIT = 255, 65535
+_CHANNELS = (1, 3, 4)
+# Orientations of EXIF that are not upright: mirrored, turned or both.
+_TURNED = range(2, 9)
 _TORCH_FILTERS: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
-# What PIL's decoders raise on damaged files.
-_UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
 
-def flat_pictures(images: Any) -> Iterator[Any]:
-    """The single pictures of nested lists and four-dimensional arrays, in order."""
+def flat_images(images: Any) -> Iterator[Any]:
+    """The single images of nested lists and four-dimensional arrays, in order."""
     if isinstance(images, (list, tuple)):
         for image in images:
-            yield from flat_pictures(image)
+            yield from flat_images(image)
     elif getattr(images, "ndim", None) == 4:
         yield from images
     else:
@@ -30,12 +38,118 @@ def flat_pictures(images: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def naming_picture(index: int, problem: str) -> Iterator[None]:
-    """Errors about a picture become ValueErrors that say which one, counted from 0, and what was the matter."""
+def naming_image(index: int, problem: str = "cannot be used") -> Iterator[None]:
+    """Errors about an image become ValueErrors that say which one, counted from 0, and what was the matter."""
     try:
         yield
-    except _UNREADABLE as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"Image {index} of the batch {problem}: {error}") from error
+
+
+def decode_image(
+    source: Any, do_convert_rgb: bool | None = True, input_data_format: str | None = None
+) -> Image.Image | np.ndarray:
+    """
+    One image with 8 bits a channel, upright and, unless told otherwise, in RGB. Every way into the package comes
+    through here, so that a file is the same image wherever it is given.
+
+    An orientation in the EXIF data is applied. Transparency is laid over white. Values of 16 bits are scaled to 8:
+    white is 65535 in mode I;16, and follows from the largest value in modes I and F and in arrays of integers, see
+    [`to_8_bit`]. Of an animation the first frame counts.
+
+    Args:
+        source:
+            The path of a file, a URL, an image in base64, the `bytes` of a file, an open binary file, a mapping with
+            `"bytes"` or `"path"` (undecoded images of `datasets`), a PIL image, or an array or tensor of shape
+            `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Whether to convert to three channels; otherwise an image keeps its own.
+        input_data_format (`str`, *optional*):
+            `"channels_first"` or `"channels_last"` of an array; by default it follows from the shape.
+
+    Returns:
+        `PIL.Image.Image`; of an array or tensor an `np.ndarray` of shape `(channels, height, width)`: uint8, or
+        float32 from floating point, whose range is for the caller to know.
+
+    Raises:
+        ValueError:
+            When there is no such file or it cannot be decoded; for an image without pixels or with more than
+            `PIL.Image.MAX_IMAGE_PIXELS`; for values that are out of range or not finite; for an array whose channels
+            cannot be told from its height and width. A file is named.
+    """
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return _decode_array(source, do_convert_rgb, input_data_format)
+    name, file = (getattr(source, "filename", ""), None) if isinstance(source, Image.Image) else _opened(source)
+    try:
+        if file is None:
+            return from_pil(_loaded(source), do_convert_rgb)
+        with _decoding(), _open_file(file) as image:
+            return from_pil(_loaded(image), do_convert_rgb)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from error
+
+
+def _opened(source: Any) -> tuple[str, Any]:
+    """What to call an encoded image in messages (nothing, where it has no name), and what PIL opens."""
+    if isinstance(source, Mapping) and source.get("bytes") is not None:
+        return str(source.get("path") or ""), io.BytesIO(source["bytes"])
+    if isinstance(source, Mapping) and source.get("path") is not None:
+        return str(source["path"]), source["path"]
+    if isinstance(source, (bytes, bytearray)):
+        return "", io.BytesIO(source)
+    if isinstance(source, os.PathLike):
+        return os.fspath(source), source
+    if isinstance(source, str):
+        return _opened_text(source)
+    if callable(getattr(source, "read", None)):
+        if source.seekable():
+            source.seek(0)
+        return str(getattr(source, "name", "")), source
+    raise ValueError(
+        "expected the path of a file, a URL, bytes, an open file, a PIL image, an array or a tensor, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _opened_text(source: str) -> tuple[str, Any]:
+    if source.startswith(("http://", "https://")):
+        with _decoding("could not be fetched"):
+            response = get_session().get(source, follow_redirects=True)
+            response.raise_for_status()
+            return source, io.BytesIO(response.content)
+    if os.path.isfile(source):
+        return source, source
+    try:
+        encoded = source.split(",", 1)[1] if source.startswith("data:image/") else source
+        return "", io.BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"expected the path of a file, a URL or an image in base64, got {source!r:.100}") from error
+
+
+@contextmanager
+def _open_file(file: Any) -> Iterator[Image.Image]:
+    # Of a path PIL maps uncompressed files into memory, and then turns some TIFF files wrongly.
+    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else nullcontext(file) as stream:
+        with warnings.catch_warnings():
+            # PIL warns of sizes that [`check_area`] refuses with an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(stream)
+        yield image
+
+
+@contextmanager
+def _decoding(problem: str = "could not be decoded") -> Iterator[None]:
+    """What goes wrong with a file becomes a ValueError."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except UnidentifiedImageError as error:
+        # The message of PIL names the object in memory that it read from.
+        raise ValueError("could not be decoded: it is in no format that PIL knows") from error
+    except Exception as error:
+        # PIL's decoders raise what they like for damaged files, RuntimeError and KeyError among others.
+        raise ValueError(f"{problem}: {str(error) or type(error).__name__}") from error
 
 
 def check_area(width: int, height: int) -> None:
@@ -44,27 +158,29 @@ def check_area(width: int, height: int) -> None:
     if limit is not None and width * height > limit:
         raise ValueError(
             f"expected at most PIL.Image.MAX_IMAGE_PIXELS = {limit} pixels, a guard against decompression bombs "
-            f"(raise it for pictures you trust), got {width} x {height}"
+            f"(raise it for images you trust), got {width} x {height}"
         )
 
 
-def decode(image: Image.Image) -> None:
-    """
-    Makes PIL decode a picture now instead of when its pixels are first needed.
-
-    Raises:
-        ValueError: for a picture without pixels, and for one too large to be decoded safely.
-        OSError: when the file is damaged, as PIL raises it.
-    """
+def _loaded(image: Image.Image) -> Image.Image:
+    """The image decoded now, instead of when its pixels are first needed, and upright."""
     if 0 in image.size:
-        raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height} (width x height)")
+        raise ValueError(f"expected an image with pixels, got {image.width} x {image.height} (width x height)")
     check_area(*image.size)
-    image.load()
+    with _decoding():
+        image.load()
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception as error:
+        # Like the decoders, the readers of EXIF raise what they like; the pixels are there all the same.
+        logger.warning_once(f"The EXIF data of an image cannot be read, so it is used as it is stored: {error!r}")
+        return image
 
 
 def from_pil(image: Image.Image, do_convert_rgb: bool | None) -> Image.Image:
     """
-    A PIL picture with 8 bits a channel: modes I, I;16 and F are scaled to mode L.
+    A PIL image with 8 bits a channel: modes I, I;16 and F are scaled to mode L.
 
     Args:
         image (`PIL.Image.Image`):
@@ -90,6 +206,40 @@ def from_pil(image: Image.Image, do_convert_rgb: bool | None) -> Image.Image:
     return image.convert("RGB")
 
 
+def _decode_array(
+    source: np.ndarray | torch.Tensor, do_convert_rgb: bool | None, input_data_format: str | None
+) -> np.ndarray:
+    if input_data_format not in (None, "channels_first", "channels_last"):
+        raise ValueError(f"expected input_data_format 'channels_first' or 'channels_last', got {input_data_format!r}")
+    array = from_array(source)
+    if array.ndim == 2:
+        array = array[None]
+    elif (input_data_format or _data_format(array.shape)) == "channels_last":
+        array = np.moveaxis(array, -1, 0)
+    if not do_convert_rgb or len(array) == 3:
+        return array
+    if len(array) not in _CHANNELS:
+        raise ValueError(f"expected 1, 3 or 4 channels to convert to RGB, got {len(array)}")
+    if len(array) == 1:
+        return np.repeat(array, 3, axis=0)
+    if array.dtype == np.float32:
+        return over_white(array)
+    return channels_first(from_pil(Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1))), True))
+
+
+def _data_format(shape: tuple[int, ...]) -> str:
+    """Whether three dimensions begin or end with the channels. Where both could be, an axis of 3 decides."""
+    first, last = shape[0] in _CHANNELS, shape[-1] in _CHANNELS
+    if first and last:
+        first, last = shape[0] == 3, shape[-1] == 3
+    if first != last:
+        return "channels_first" if first else "channels_last"
+    raise ValueError(
+        "expected an array whose first or last dimension is plainly that of 1, 3 or 4 channels, got shape "
+        f"{tuple(shape)}: pass input_data_format='channels_first' or 'channels_last'"
+    )
+
+
 def from_array(image: Any) -> np.ndarray:
     """
     An array or tensor of two or three dimensions as uint8 (from booleans and integers, see [`to_8_bit`]) or float32.
@@ -98,12 +248,14 @@ def from_array(image: Any) -> np.ndarray:
         ValueError: on other types and shapes, dimensions of 0, NaN or infinity, values that are no numbers.
     """
     if isinstance(image, torch.Tensor):
+        if image.layout != torch.strided or image.is_meta or image.is_nested or image.is_quantized:
+            raise ValueError(f"expected a dense tensor that holds values, got {image.layout} on {image.device}")
         image = image.detach().cpu()
         array = (image.float() if image.is_floating_point() else image).numpy()
     elif isinstance(image, np.ndarray):
         array = image
     else:
-        raise ValueError(f"expected a PIL picture, an array or a tensor, got {type(image)}")
+        raise ValueError(f"expected an array or a tensor, got {type(image)}")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(
             "expected (height, width), (channels, height, width) or (height, width, channels), none of them 0, got "
@@ -129,7 +281,7 @@ def from_array(image: Any) -> np.ndarray:
 
 def over_white(array: np.ndarray) -> np.ndarray:
     """
-    A transparent picture in floats laid over white.
+    A transparent image in floats laid over white.
 
     Args:
         array (`np.ndarray` of shape `(4, height, width)`):
@@ -173,7 +325,7 @@ def to_8_bit(array: np.ndarray, white: float | None = None) -> np.ndarray:
 
 
 def channels_first(image: Image.Image) -> np.ndarray:
-    """(channels, height, width) uint8 of an 8-bit PIL picture."""
+    """(channels, height, width) uint8 of an 8-bit PIL image."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
@@ -202,7 +354,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
     """
-    Resizes 8-bit pictures; returns (channels, height, width) uint8.
+    Resizes 8-bit images; returns (channels, height, width) uint8.
 
     Bilinear and bicubic interpolation is PyTorch's, antialiased like PIL's, from which it differs by one grey level on
     about one value in a thousand (bicubic on noise by up to two; where one side grows and the other shrinks, one value
@@ -222,7 +374,7 @@ def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np
             channels_last = np.ascontiguousarray(np.moveaxis(image, 0, -1))
             image = Image.fromarray(channels_last[..., 0] if channels == 1 else channels_last)
         return channels_first(image.resize((width, height), resample=resample))
-    # Unlike `from_numpy` this takes the read-only memory of a picture without a warning.
+    # Unlike `from_numpy` this takes the read-only memory of an image without a warning.
     pixels = torch.from_dlpack(array)[None]
     return torch.nn.functional.interpolate(pixels, size=(height, width), mode=mode, antialias=True)[0].numpy()
 

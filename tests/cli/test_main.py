@@ -152,7 +152,7 @@ def test_a_bad_picture_is_named_and_nothing_is_written(command, make, saved, pic
         out = tmp_path / "out.png"
     out.write_text("old")
     error = fails(capsys, command, pictures[0], bad, "--model", saved, "--out", out)
-    assert f"({bad}) cannot be used" in error
+    assert f"cannot be used: {bad}: " in error
     assert out.read_text() == "old"
     assert not list(tmp_path.glob("*.incomplete"))
 

@@ -221,15 +221,15 @@ def test_collator_can_be_sent_to_workers():
         ({"label": np.array([1, 2])}, "Expected an integer as label of example 1"),
         ({"label": ...}, r"Expected a class in column 'label' of example 1 of the batch, got the columns \['image'\]"),
         ({"image": ...}, r"Expected a picture in column 'image' of example 1 .* got the columns \['label'\]"),
-        ({"image": None}, r"Image 1 of the batch could not be decoded: expected PIL, .* got None"),
+        ({"image": None}, r"Image 1 of the batch cannot be used: expected the path of a file, .* got NoneType"),
         ({"image": np.full((32, 32, 3), np.nan, np.float32)}, "Image 1 of the batch .*NaN"),
         ({"image": np.zeros((0, 32, 3), np.uint8)}, "Image 1 of the batch .*none of them 0"),
-        ({"image": {"bytes": b"no picture", "path": None}}, "Image 1 of the batch could not be decoded"),
+        ({"image": {"bytes": b"no picture", "path": None}}, "Image 1 of the batch cannot be used"),
         (
             {"image": {"bytes": None, "path": None}},
-            r"Image 1 of the batch could not be decoded: expected PIL, .* got {'bytes'",
+            r"Image 1 of the batch cannot be used: expected the path of a file, .* got dict",
         ),
-        ({"image": "truncated"}, "Image 1 of the batch could not be decoded"),
+        ({"image": "truncated"}, "Image 1 of the batch cannot be used"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
@@ -248,7 +248,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     batch = examples([Image.fromarray(array) for array in arrays(noise(2, 32, 32))])
     for augmentation in (None, NEUTRAL):
-        with pytest.raises(ValueError, match=r"Image 0 of the batch could not be decoded: .*decompression bombs"):
+        with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be used: .*decompression bombs"):
             FocusViTDataCollator(processor(), augmentation)(batch)
 
 

@@ -2,19 +2,18 @@
 
 import argparse
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import pipeline
 
 from ..errors import joined
 from ..explanation.sheet import draw_sheet, explain
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import decode, from_pil, naming_picture
+from ..images import decode_image, naming_image
 from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.environment import environment
 from ..utils.files import write_json, write_whole
@@ -57,12 +56,8 @@ def open_picture(path: Path, index: int = 0) -> Image.Image:
     Raises:
         ValueError: when it cannot be read, has no pixels or too many to be decoded safely; the file is named.
     """
-    with naming_picture(index, f"({path}) cannot be used"), warnings.catch_warnings():
-        # The size is checked here, with an error.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            decode(image)
-            return from_pil(ImageOps.exif_transpose(image), do_convert_rgb=True)
+    with naming_image(index):
+        return cast(Image.Image, decode_image(path))
 
 
 def ranked_classes(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import from_pil
+from ..images import decode_image
 from ..modeling_focusvit import FocusViTForImageClassification
 from .overlays import colour_levels, covered_box, heat_map, superpixel_boundaries
 from .relevance import evaluating, region_relevance, relevance_per_area
@@ -52,7 +52,7 @@ def explain(
     relevance = region_relevance(model, **inputs, target=answer)
     density = relevance_per_area(relevance, ids)[0]
 
-    photograph = _at_panel_size(from_pil(image, do_convert_rgb=True))
+    photograph = _at_panel_size(cast(Image.Image, decode_image(image)))
     box = covered_box(image_processor, photograph.height, photograph.width)
     noun = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}[model.config.patch_pooling]
     label = class_name(model, answer)

@@ -1,6 +1,5 @@
 """Batches of examples for training: pictures augmented, then cut into superpixels."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Generator, Tensor
 from transformers import TrainerCallback
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import decode, naming_picture
+from ..images import channels_first, decode_image, naming_image
 from .augmentation import (
     AugmentationConfig,
     as_dtype,
@@ -25,6 +24,8 @@ from .augmentation import (
 )
 
 
+# Arrays that [`decode_image`] returned.
+_DECODED = {"input_data_format": "channels_first"}
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
@@ -40,8 +41,8 @@ class FocusViTDataCollator:
         augmentation ([`AugmentationConfig`], *optional*): What is done to training pictures; leave out to evaluate.
         num_labels (`int`, *optional*): Number of classes; needed where labels become probabilities.
         image_column (`str`, *optional*, defaults to `"image"`):
-            Key of the picture: PIL, array, tensor (with augmentation: of 8 bits), or undecoded
-            `{"bytes": ..., "path": ...}`.
+            Key of the image: what the processor takes (with augmentation, arrays and tensors of 8 bits), including
+            undecoded `{"bytes": ..., "path": ...}`.
         label_column (`str`, *optional*, defaults to `"label"`):
             Key of the class, an integer. Without augmentation it may be absent from all examples.
         generator (`torch.Generator`, *optional*):
@@ -102,18 +103,17 @@ class FocusViTDataCollator:
         """
         if not examples:
             raise ValueError("Expected at least one example, got none.")
-        images = [self._image(index, example) for index, example in enumerate(examples)]
         config, processor = self.augmentation, self.image_processor
+        images = [self._image(index, example) for index, example in enumerate(examples)]
         if config is None and not any(self.label_column in example for example in examples):
-            return dict(processor(images, return_tensors="pt"))
+            return dict(processor(images, return_tensors="pt", **_DECODED))
         labels = torch.tensor([self._label(index, example) for index, example in enumerate(examples)])
         if config is None:
-            batch = processor(images, return_tensors="pt")
+            batch = processor(images, return_tensors="pt", **_DECODED)
         else:
             pictures, labels = self._augmented(self._cropped(images, config), labels, config)
             levels = as_dtype(pictures, torch.uint8)
-            fixed = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
-            batch = processor(levels, return_tensors="pt", **fixed)
+            batch = processor(levels, return_tensors="pt", do_resize=False, do_center_crop=False, **_DECODED)
         return {**batch, "labels": labels}
 
     def _image(self, index: int, example: Mapping[str, Any]) -> Any:
@@ -122,16 +122,9 @@ class FocusViTDataCollator:
                 f"Expected a picture in column {self.image_column!r} of example {index} of the batch, got the columns "
                 f"{sorted(example)}."
             )
-        image = example[self.image_column]
-        if isinstance(image, (Image.Image, np.ndarray, Tensor)):
-            return image
-        with naming_picture(index, "could not be decoded"):
-            source = image if isinstance(image, Mapping) else {}
-            if source.get("bytes") is not None:
-                return Image.open(io.BytesIO(source["bytes"]))
-            if source.get("path") is not None:
-                return Image.open(source["path"])
-            raise ValueError(f"expected PIL, an array, a tensor or a dict with bytes or path, got {image!r:.80}")
+        with naming_image(index):
+            do_convert_rgb = self.augmentation is not None or self.image_processor.do_convert_rgb
+            return decode_image(example[self.image_column], do_convert_rgb)
 
     def _label(self, index: int, example: Mapping[str, Any]) -> int:
         if self.label_column not in example:
@@ -156,9 +149,7 @@ class FocusViTDataCollator:
         # A picture of the size wanted is left as it is, unless it would be resized and then cropped.
         twice = processor.do_resize and processor.do_center_crop
         if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
-            resized = processor(
-                arrays, do_rescale=False, do_normalize=False, do_superpixels=False, input_data_format="channels_first"
-            )
+            resized = processor(arrays, do_rescale=False, do_normalize=False, do_superpixels=False, **_DECODED)
             # It gives the 8-bit levels as floats.
             arrays = [np.asarray(array).astype(np.uint8) for array in resized["pixel_values"]]
         if size is None:
@@ -183,14 +174,11 @@ class FocusViTDataCollator:
 
     def _array(self, index: int, image: Any) -> np.ndarray:
         """(3, height, width) uint8."""
-        if isinstance(image, Image.Image):
-            with naming_picture(index, "could not be decoded"):
-                decode(image)
-        with naming_picture(index, "cannot be used"):
-            array = self.image_processor.process_image(image, do_convert_rgb=True)
+        with naming_image(index):
+            array = channels_first(image) if isinstance(image, Image.Image) else image
             if array.dtype != np.uint8 or len(array) != 3:
                 raise ValueError(
-                    "expected a PIL picture or a uint8 array with 1, 3 or 4 channels to augment, got "
+                    "expected a file, a PIL image or a uint8 array with 1, 3 or 4 channels to augment, got "
                     f"{array.dtype} {array.shape}"
                 )
         return array
