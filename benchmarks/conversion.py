@@ -6,7 +6,7 @@ Converted checkpoints at full depth against their sources: the largest differenc
 No published weights: new ones, each tensor with noise added, since zeros and ones would hide errors. "dense" has no
 pooling; "one_superpixel_a_patch" pools over superpixels that are the patches. `steps` are units of float32 rounding at
 the largest logit: how far apart two orders of summation may come. The pixels are noise in the range of a normalised
-picture.
+image.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SEED = 0
 NOISE = 0.02
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "num_labels": 1000}
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "num_labels": 1000}
-# Name: class, configuration, side of the pictures.
+# Name: class, configuration, side of the images.
 SOURCES: dict[str, tuple[str, dict[str, Any], int]] = {
     "ViT-B/16": ("ViTForImageClassification", {**BASE, "intermediate_size": 3072}, 224),
     "DeiT-S/16 distilled": ("DeiTForImageClassificationWithTeacher", {**SMALL, "intermediate_size": 1536}, 224),

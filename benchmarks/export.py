@@ -7,12 +7,12 @@ What export brings: ONNX Runtime against eager torch, and the accuracy that 8 bi
 The graphs stay in the folder `--exports` for a further run, which may measure one part only (`--part`), with a record
 of the commit and the versions that made them: others refuse them.
 
-Speed: pictures in uint8 to logits, superpixels counted, in one interleaved run with the same number of threads:
+Speed: images in uint8 to logits, superpixels counted, in one interleaved run with the same number of threads:
 focusvit-tiny at 224 px (random weights, on which time does not depend) beside the dense ViT-Ti/16 of transformers, and
 the shipped checkpoint at its 32 px. torch is eager, as ONNX Runtime's graph is not compiled for the machine either.
 
-Accuracy: the shipped checkpoint on the 10,000 test pictures of CIFAR-10, in float32 by torch and by ONNX Runtime, in
-8 bits by ONNX Runtime and by torchao. The superpixels of every picture are compared with the processor's.
+Accuracy: the shipped checkpoint on the 10,000 test images of CIFAR-10, in float32 by torch and by ONNX Runtime, in
+8 bits by ONNX Runtime and by torchao. The superpixels of every image are compared with the processor's.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.benchmark.timing import interleaved, summary
-from focusvit_hf.export.graph import export_model
+from focusvit_hf.export import export_model
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json, write_json
@@ -78,7 +78,7 @@ def export_vit(model: PreTrainedModel, file: Path) -> None:
 
 
 def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a picture of `size` pixels, and how many times faster than the first subject each is."""
+    """Milliseconds an image of `size` pixels, and how many times faster than the first subject each is."""
     result = {}
     for batch_size in BATCH_SIZES:
         images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)

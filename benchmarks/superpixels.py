@@ -3,14 +3,14 @@ Superpixels: speed against scikit-image, and how well they keep to what people s
 
     python benchmarks/superpixels.py --bsds500 ../shared/data/bsds500 --out benchmarks/results/superpixels-cpu.json
 
-Speed: 32 pictures of 224 px, K = 49 and others, torch against `skimage.segmentation.slic` in one
+Speed: 32 images of 224 px, K = 49 and others, torch against `skimage.segmentation.slic` in one
 interleaved run, both with 5 iterations.
 
 Quality: achievable segmentation accuracy (ASA; Liu et al. 2011, "Entropy rate superpixel segmentation"): the share of
 pixels that are right when each superpixel takes the label most of its pixels have in a human segmentation, the mean
-over a picture's segmentations and over pictures. Pictures are cropped to 480 x 320 so that the cell divides them.
+over an image's segmentations and over images. Images are cropped to 480 x 320 so that the cell divides them.
 scikit-image realises fewer segments than it is asked for; so it is asked first, and torch is then given as many
-superpixels as scikit-image realised for that picture, or the nearest smaller number that can be laid out. Iterations
+superpixels as scikit-image realised for that image, or the nearest smaller number that can be laid out. Iterations
 are those that each has by default: 10 of scikit-image's, 5 of torch's.
 """
 
@@ -86,14 +86,14 @@ def quality(folder: Path, split: str, asked: list[int], limit: int | None) -> di
 
 
 def speed(repeats: int) -> dict:
-    """Milliseconds a picture for several K, and the ratio to scikit-image at K = 49, at as many iterations."""
+    """Milliseconds an image for several K, and the ratio to scikit-image at K = 49, at as many iterations."""
     photographs = [np.asarray(resize(image, (224, 224)) * 255).astype(np.uint8) for image in (chelsea(), astronaut())]
     batch = np.stack([np.roll(photographs[i % 2], 7 * i, axis=1) for i in range(32)])
     tensor = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
     subjects: dict[str, Callable] = {
         f"torch, K={k}": lambda k=k: slic(tensor, k, COMPACTNESS, ITERATIONS) for k in (49, 25, 36, 100)
     }
-    # One picture of scikit-image's takes as long as a batch of ours.
+    # One image of scikit-image's takes as long as a batch of ours.
     options = {"n_segments": 49, "compactness": COMPACTNESS, "max_num_iter": ITERATIONS, "start_label": 0}
     subjects["skimage, K=49"] = lambda: [skimage.segmentation.slic(image, **options) for image in batch[:4]]
     seconds = interleaved(subjects, repeats)
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--bsds500", type=Path, help="Folder of BSDS500 parquet files; without it only speed.")
     parser.add_argument("--split", default="test")
     parser.add_argument("--segments", type=int, nargs="+", default=[54, 216])
-    parser.add_argument("--limit", type=int, help="Use the first so many pictures.")
+    parser.add_argument("--limit", type=int, help="Use the first so many images.")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

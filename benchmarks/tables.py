@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focusvit_hf.benchmark.report import machine, memory_of, read_result, times_of
+from focusvit_hf.benchmark.report import machine
+from focusvit_hf.benchmark.result import memory_of, read_result, times_of
 from focusvit_hf.utils.files import read_json, write_whole
 
 

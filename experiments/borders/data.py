@@ -1,4 +1,4 @@
-"""Figures on grounds: composites of pictures with exact masks, of Imagenette's and of the segments people drew."""
+"""Figures on grounds: composites of images with exact masks, of Imagenette's and of the segments people drew."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from focusvit_hf.training.augmentation import random_horizontal_flip, random_res
 
 
 BSDS500 = Path("../shared/data/bsds500")
-# Share of the picture that a figure covers.
+# Share of the image that a figure covers.
 SHARES = (0.1, 0.5)
-# Share of the area of a picture that is enlarged to a ground: sides of a quarter to a half.
+# Share of the area of an image that is enlarged to a ground: sides of a quarter to a half.
 GROUNDS = (1 / 16, 1 / 4)
 # The same of a ground without detail: sides of a sixteenth to an eighth.
 SMOOTH_GROUNDS = (1 / 256, 1 / 64)
@@ -37,12 +37,12 @@ _CHUNK = 200
 @dataclass(frozen=True)
 class Composites:
     """
-    Pictures of a figure on a ground.
+    Images of a figure on a ground.
 
     Args:
         images (`torch.ByteTensor` of shape `(count, 3, height, width)`): 8-bit levels.
         masks (`torch.BoolTensor` of shape `(count, height, width)`): The figure.
-        figures (`torch.LongTensor` of shape `(count,)`): Number of the picture that each figure was cut from.
+        figures (`torch.LongTensor` of shape `(count,)`): Number of the image that each figure was cut from.
     """
 
     images: torch.Tensor
@@ -60,9 +60,9 @@ def blobs(
     Blobs at random: star-shaped about a middle, the logarithm of the radius a random Fourier series of the angle.
 
     Args:
-        count (`int`), size (`int`): How many, and the side of their pictures in pixels.
+        count (`int`), size (`int`): How many, and the side of their images in pixels.
         generator (`torch.Generator`): What they are drawn from.
-        shares (pair of `float`): Their share of the picture is uniform between these, and exact to half a pixel.
+        shares (pair of `float`): Their share of the image is uniform between these, and exact to half a pixel.
 
     Returns:
         `torch.BoolTensor` of shape `(count, size, size)`, and the middles `(count, 2)`, y and x in pixels.
@@ -89,13 +89,13 @@ def compose(
     grounds: tuple[float, float] = GROUNDS,
 ) -> torch.Tensor:
     """
-    Figures on the enlarged patches of other pictures.
+    Figures on the enlarged patches of other images.
 
     Args:
         figures (`torch.ByteTensor` of shape `(count, 3, size, size)`), masks (`torch.BoolTensor`): What is cut out.
         others (`torch.ByteTensor` like `figures`): A random square of each is the ground.
         generator (`torch.Generator`): What the squares are drawn from.
-        grounds (pair of `float`): Share of their picture is uniform between these.
+        grounds (pair of `float`): Share of their image is uniform between these.
 
     Returns:
         `torch.ByteTensor` of shape `(count, 3, size, size)`.
@@ -113,21 +113,21 @@ def composites(
     middle: bool = False,
 ) -> Composites:
     """
-    A blob cut out of each of some pictures, on the enlarged patch of any other picture.
+    A blob cut out of each of some images, on the enlarged patch of any other image.
 
     Args:
         pictures ([`Pictures`]): Square ones, two at least.
-        figures (`torch.LongTensor` of shape `(count,)`): Numbers of the pictures to cut from; half are mirrored.
+        figures (`torch.LongTensor` of shape `(count,)`): Numbers of the images to cut from; half are mirrored.
         generator (`torch.Generator`): What all is drawn from.
         shares (pair of `float`), grounds (pair of `float`): See [`blobs`] and [`compose`].
         middle (`bool`, *optional*, defaults to `False`):
-            Whether the middle of the picture is moved to the middle of the blob, so that its object is in there.
+            Whether the middle of the image is moved to the middle of the blob, so that its object is in there.
 
     Returns:
         [`Composites`].
 
     Raises:
-        ValueError: when the pictures are fewer than two, or no squares.
+        ValueError: when the images are fewer than two, or no squares.
     """
     size = pictures.images.shape[-1]
     if len(pictures) < 2 or pictures.images.shape[-2] != size:
@@ -142,14 +142,14 @@ def composites(
 
 
 def training_batches(pictures: Pictures, batch_size: int, generator: torch.Generator) -> Iterator[Composites]:
-    """One epoch: a figure from each picture, but for the last ones that fill no batch."""
+    """One epoch: a figure from each image, but for the last ones that fill no batch."""
     for figures in torch.randperm(len(pictures), generator=generator).split(batch_size):
         if len(figures) == batch_size:
             yield composites(pictures, figures, generator)
 
 
 def fixed_composites(pictures: Pictures, seed: int = 0, **options: Any) -> Composites:
-    """One composite for each picture, always the same ones; `options` as for [`composites`]."""
+    """One composite for each image, always the same ones; `options` as for [`composites`]."""
     generator = torch.Generator().manual_seed(seed)
     chunks = torch.arange(len(pictures)).split(_CHUNK)
     parts = [composites(pictures, chunk, generator, **options) for chunk in chunks]

@@ -3,15 +3,15 @@ Heat maps of classifiers: do they lie where the object lies, and does the answer
 
     python -m experiments.borders.explanations controls_36 --variants superpixel grid --seeds 0 1 2
 
-Reads the weights that `micro.py` left in its cache and writes `experiments/tables/<question>-explanations.json` and
-`.md`. A heat map is the relevance of regions for their area, laid back onto the pixels (`focusvit_hf.lay_back`):
+Reads the weights that `micro/run.py` left in its cache and writes `experiments/tables/<question>-explanations.json`
+and `.md`. A heat map is the relevance of regions for their area, laid back onto the pixels (`focusvit_hf.lay_back`):
 by nearest, or interpolated between the cells of superpixels and the tiles of a grid.
 
 - `deletion`, `insertion`: area under the probability of the model's answer while the pixels ranked highest are taken
-  away for the picture's mean colour, or put into the blurred picture (Petsiuk et al., "RISE", 2018); low and high are
+  away for the image's mean colour, or put into the blurred image (Petsiuk et al., "RISE", 2018); low and high are
   good. `…_gain`: how much better they are than regions in a random order, since models differ in how sure they are.
   The model sees nothing but the changed pictures: superpixels are those of the changed one.
-- `pointing` (Zhang et al., "Top-down neural attention by excitation backprop", 2016): the middle of a test picture is
+- `pointing` (Zhang et al., "Top-down neural attention by excitation backprop", 2016): the middle of a test image is
   cut out as a blob and lies on the enlarged patch of another; a hit where the pixel ranked highest for the true class
   is in the blob, the share of hits where several are. `energy`: the share of positive relevance that lies there.
   `iou`: of the blob with as many pixels, those ranked highest. `accuracy`: how often the class is found at all.
@@ -19,10 +19,8 @@ by nearest, or interpolated between the cells of superpixels and the tiles of a 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,20 +29,19 @@ import torch
 from experiments.borders.data import GROUNDS, SMOOTH_GROUNDS, Composites, fixed_composites
 from experiments.borders.models import tile_map
 from experiments.borders.scores import intersection_over_union
-from experiments.micro.data import CACHE, DATA, Pictures
-from experiments.micro.heap import keep_heap
+from experiments.micro.arguments import add_options, parser_of
+from experiments.micro.data import Pictures
 from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
+from experiments.micro.processes import keep_heap
 from experiments.micro.questions import QUESTIONS
-from experiments.micro.results import RESULTS
+from experiments.micro.results import write_table
 from experiments.micro.run import load_run
-from experiments.micro.tables import TABLES
 from experiments.micro.training import model_inputs, predict
 from experiments.robustness.corruptions import blur
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.explanation.relevance import region_relevance, relevance_per_area
 from focusvit_hf.lay_back import lay_back
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import write_json, write_whole
 
 
 STEPS = 16
@@ -53,12 +50,12 @@ CHANCE = "chance"
 # Where the score does not depend on how a map is laid back.
 _ANY = "any"
 _LOWER_IS_BETTER = ("deletion",)
-# Share of the picture that an object to point at covers.
+# Share of the image that an object to point at covers.
 _OBJECTS = (0.15, 0.35)
 _KINDS_OF_GROUND = {"textured": GROUNDS, "smooth": SMOOTH_GROUNDS}
 # Standard deviation of the blur in sides of the picture: RISE's 5 of 224 pixels.
 _BLUR = 5 / 224
-# By name and way to lay back the scores of the pictures, `(pictures,)`.
+# By name and way to lay back the scores of the images, `(images,)`.
 Scores = dict[str, dict[str, np.ndarray]]
 
 
@@ -104,11 +101,11 @@ def area_under_curve(
     steps: int = STEPS,
 ) -> torch.Tensor:
     """
-    Mean probability of a class while pictures turn from one into another, the hottest pixels first, in equal steps.
+    Mean probability of a class while images turn from one into another, the hottest pixels first, in equal steps.
 
     Args:
         heat (`torch.FloatTensor` of shape `(count, height, width)`): What the pixels are ranked by.
-        start, end (`torch.ByteTensor` of shape `(count, 3, height, width)`): The pictures before and after.
+        start, end (`torch.ByteTensor` of shape `(count, 3, height, width)`): The images before and after.
         target (`torch.LongTensor` of shape `(count,)`): The class.
 
     Returns:
@@ -161,7 +158,7 @@ def pointing(model: FocusViTForImageClassification, composites: Composites, labe
 
 
 def measure(model: FocusViTForImageClassification, pictures: Pictures, steps: int = STEPS) -> Scores:
-    """All scores of a classifier: on the pictures, and on composites with an object from the middle of each."""
+    """All scores of a classifier: on the images, and on composites with an object from the middle of each."""
     scores = faithfulness(model, pictures.images, steps)
     for ground, shares in _KINDS_OF_GROUND.items():
         made = fixed_composites(pictures, shares=_OBJECTS, grounds=shares, middle=True)
@@ -181,7 +178,7 @@ def rows_of(measured: Mapping[str, Mapping[int, Scores]], control: str) -> list[
     Returns:
         `list[dict]`: `score, variant, upsampling, seeds, mean`, and but for chance and the control, over the seeds
         that both have, `difference` to the control laid back alike and `difference_to_best` to the control laid back
-        as suits it best, see `paired_bootstrap.Difference`. A positive difference is always better.
+        as suits it best, see `Difference`. A positive difference is always better.
     """
     rows = []
     for variant, runs in measured.items():
@@ -224,17 +221,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures every run asked for whose weights are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--variants", nargs="+", default=["superpixel", "grid"])
     parser.add_argument("--control", default="grid", help="What the others are compared with.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    add_options(parser, "seeds", "data", "cache", "results", "tables")
     parser.add_argument("--pictures", type=int, default=300, help="So many of the test split, evenly spaced.")
     parser.add_argument("--steps", type=int, default=STEPS, help="Of deletion and insertion.")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="As given to micro.py.")
-    parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
     measured: dict[str, dict[int, Scores]] = {}
     for variant in arguments.variants:
@@ -260,10 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "environment": environment(torch.device("cpu"), torch.float32),
         "rows": rows,
     }
-    stem = f"{arguments.question}-explanations"
-    write_json(arguments.tables / f"{stem}.json", content)
-    write_whole(arguments.tables / f"{stem}.md", markdown(rows, arguments.control).encode())
-    print(markdown(rows, arguments.control))
+    text = markdown(rows, arguments.control)
+    write_table(arguments.tables, f"{arguments.question}-explanations", content, text)
 
 
 if __name__ == "__main__":

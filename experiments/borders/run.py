@@ -4,7 +4,7 @@ Superpixels' own reason: outputs that have borders. Who finds a figure better, s
     python -m experiments.borders.run train --tokens 36 16 --seeds 0 1 2
     python -m experiments.borders.run table
 
-A blob cut out of one picture lies on the enlarged patch of another; a model with few tokens says of each token, or of
+A blob cut out of one image lies on the enlarged patch of another; a model with few tokens says of each token, or of
 each cell from its token and its own feature, whether it is figure. All runs of a seed have the same stem, recipe and
 composites. `train` writes `experiments/results/borders/<variant>-seed<n>.json` with the scores of every test
 composite, of Imagenette's and of BSDS500's segments, and leaves out what is there; `table` makes
@@ -17,8 +17,7 @@ interpolated in training, too, as they are in the measurement; `_cells_2`: cells
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,18 +31,19 @@ from experiments.borders.data import BSDS500, fixed_composites, human_segments, 
 from experiments.borders.models import Head, find_figures, measure, tile_map
 from experiments.borders.scores import boundary_f, majority, packed_scores, region_ceilings
 from experiments.borders.tables import comparisons, markdown, rows_of, tokens_of
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import CACHE, DATA, load_pictures
-from experiments.micro.heap import keep_heap
 from experiments.micro.paired_bootstrap import paired_bootstrap
-from experiments.micro.results import RESULTS, Beginning, runs_left, side_by_side
-from experiments.micro.tables import TABLES, collect
+from experiments.micro.processes import keep_heap, side_by_side
+from experiments.micro.results import RESULTS, Beginning, runs_left, write_table
+from experiments.micro.tables import collect
 from experiments.micro.training import Recipe, intended, model_inputs, settings
 from focusvit_hf import FocusViTConfig
-from focusvit_hf.utils.files import write_json, write_whole
+from focusvit_hf.utils.files import write_json
 
 
 QUESTION = "borders"
-# Pictures are as they are but for the mirror: what is augmented is what they are made into.
+# Images are as they are but for the mirror: what is augmented is what they are made into.
 RECIPE: dict[str, Any] = {
     "epochs": 6,
     "batch_size": 64,
@@ -87,8 +87,8 @@ def run(
     Args:
         name (`str`), variant (pair): See [`variants`].
         seed (`int`): Of weights and training composites; those of the test are always the same.
-        data, bsds500 (`Path`): Data sets, see `borders_data`.
-        recipe: Fields of `micro_training.Recipe` beside [`RECIPE`].
+        data, bsds500 (`Path`): Data sets, see `borders.data`.
+        recipe: Fields of `micro.training.Recipe` beside [`RECIPE`].
 
     Returns:
         `dict`: What the JSON holds.
@@ -122,7 +122,7 @@ def run(
 
 
 def _stored(scores: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, Any]]:
-    """Means, and of all but the pixels' accuracy every picture's score, see `borders_scores.packed_scores`."""
+    """Means, and of all but the pixels' accuracy every image's score, see `borders.scores.packed_scores`."""
     return {
         how: {
             kind: {"mean": round(float(values.mean()), 5)}
@@ -165,13 +165,16 @@ def train(arguments: argparse.Namespace) -> None:
     named = {name: everything[name] for name in names}
     recipe = {"epochs": arguments.epochs}
     todo = unfinished(named, arguments.seeds, arguments.results, **recipe)
-    print(f"{len(todo)} runs, {len(named) * len(arguments.seeds) - len(todo)} finished before", flush=True)
-    # Once, before the processes that read the cache.
-    for split in ("train", "test") if todo else ():
-        load_pictures(arguments.data, split, settings({})[0].image_height_and_width[0], arguments.cache)
     places = {name: getattr(arguments, name) for name in ("data", "bsds500", "cache", "results")}
-    jobs = {f"{name}, seed {seed}": partial(run, name, named[name], seed, **places, **recipe) for name, seed in todo}
-    side_by_side(jobs, arguments.workers)
+
+    def prepare() -> None:
+        for split in ("train", "test"):
+            load_pictures(arguments.data, split, settings({})[0].image_height_and_width[0], arguments.cache)
+
+    def job_of(name: str, seed: int) -> Callable[[], dict[str, Any]]:
+        return partial(run, name, named[name], seed, **places, **recipe)
+
+    side_by_side(todo, len(named) * len(arguments.seeds) - len(todo), job_of, prepare, arguments.workers)
 
 
 def photographs(folder: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -225,31 +228,25 @@ def table(arguments: argparse.Namespace) -> None:
         "comparisons": comparisons(found),
         "photographs": photographs(arguments.bsds500, tokens_of(found)),
     }
-    write_json(arguments.tables / f"{QUESTION}.json", content)
     text = markdown(content["rows"], content["comparisons"], content["photographs"])
-    write_whole(arguments.tables / f"{QUESTION}.md", text.encode())
-    print(text)
+    write_table(arguments.tables, QUESTION, content, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
     training = commands.add_parser("train", help="Train and measure what is not there yet.")
     training.set_defaults(call=train)
     training.add_argument("--tokens", type=int, nargs="+", default=[36, 16])
     training.add_argument("--variants", nargs="+", help="Names of variants; by default all at these tokens.")
-    training.add_argument("--seeds", type=int, nargs="+", default=[0])
-    training.add_argument("--epochs", type=int, default=RECIPE["epochs"])
-    training.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
-    training.add_argument("--data", type=Path, default=DATA)
-    training.add_argument("--cache", type=Path, default=CACHE, help="Pictures; outside the repository.")
+    add_options(training, "seeds", "epochs", "workers", "data", "cache", epochs=RECIPE["epochs"])
     tabling = commands.add_parser("table", help="Make the tables.")
     tabling.set_defaults(call=table)
-    tabling.add_argument("--tables", type=Path, default=TABLES)
+    add_options(tabling, "tables")
     for command in (training, tabling):
         command.add_argument("--bsds500", type=Path, default=BSDS500)
-        command.add_argument("--results", type=Path, default=RESULTS)
+        add_options(command, "results")
     arguments = parser.parse_args(argv)
     arguments.call(arguments)
 

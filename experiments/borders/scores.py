@@ -35,7 +35,7 @@ def _shares(parts: torch.Tensor, wholes: torch.Tensor) -> torch.Tensor:
 
 
 def intersection_over_union(found: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Of each picture, `(count, height, width)` bool both: `(count,)` in 0..1, 1 where both are empty."""
+    """Of each image, `(count, height, width)` bool both: `(count,)` in 0..1, 1 where both are empty."""
     return _shares((found & masks).sum(dim=(1, 2)), (found | masks).sum(dim=(1, 2)))
 
 

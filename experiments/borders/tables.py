@@ -18,7 +18,7 @@ KINDS = ("iou", "boundary_f")
 # What superpixels are measured by where a grid has its best upsampling: chosen before any result.
 OURS = "bilinear"
 # What is compared, with {} for the number of tokens and for finer cells: superpixels and how their answer is laid
-# back, the grid and how (none: whatever is best for it on these very pictures), and the difference asked for in IoU.
+# back, the grid and how (none: whatever is best for it on these very images), and the difference asked for in IoU.
 PAIRS = (
     ("a logit a token, nearest", "superpixel_{}", "nearest", "grid_{}", "nearest", 0.07),
     ("a logit a token, against the grid's best upsampling", "superpixel_{}", OURS, "grid_{}", None, 0.04),
@@ -39,7 +39,7 @@ def tokens_of(found: Results) -> list[int]:
 def scores_of(
     runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int], test: str, how: str, kind: str
 ) -> np.ndarray:
-    """Score of each picture in each run, `(seeds, pictures)`."""
+    """Score of each image in each run, `(seeds, images)`."""
     return np.stack([unpacked_scores(runs[seed]["scores"][test][how][kind]["pictures"]) for seed in seeds])
 
 
@@ -54,7 +54,7 @@ def rows_of(found: Results) -> list[dict[str, Any]]:
     One row for each variant, test and way to lay back, means over seeds.
 
     Args:
-        found (`dict`): By variant and seed the results of `borders.py`.
+        found (`dict`): By variant and seed the results of `borders/run.py`.
 
     Returns:
         `list[dict]`: `variant, test, upsampling, tokens, parameters, seeds, minutes`, and by kind of score its mean.
@@ -87,7 +87,7 @@ def comparisons(found: Results) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict]`: `compared, tokens, test, kind, superpixel` and `grid` (variant and upsampling), `difference` (see
-        `paired_bootstrap.Difference`), and where one is asked for `wanted` and `reached`: whether the mean is at least
+        `Difference`), and where one is asked for `wanted` and `reached`: whether the mean is at least
         that.
     """
     rows = []

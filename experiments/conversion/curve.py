@@ -7,12 +7,11 @@ How much of a dense ViT's accuracy is left when it is converted to fewer tokens.
 Trains a ViT of Transformers at micro scale, converts it with `convert_vit_checkpoint` to an eighth, a quarter, half
 and all of its 144 tokens, and measures on the test split: at once, after a short fine-tune, and after one with the ViT
 as teacher. Token merging is applied to the same ViT without training. Each row is a JSON in
-`experiments/results/conversion/`; what is there is not made again. `conversion_table.py` makes table and plot.
+`experiments/results/conversion/`; what is there is not made again. `table.py` makes table and plot.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +22,9 @@ import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from experiments.conversion.token_merging import TokenMerging, merging_schedule
-from experiments.micro.data import CACHE, DATA, Pictures, training_and_evaluation
-from experiments.micro.heap import keep_heap
+from experiments.micro.arguments import add_options, parser_of
+from experiments.micro.data import Pictures, training_and_evaluation
+from experiments.micro.processes import keep_heap
 from experiments.micro.results import RESULTS, Beginning, packed, require_settings
 from experiments.micro.training import BASE, Recipe, fit, predict, settings
 from focusvit_hf import FocusViTConfig, convert_vit_checkpoint
@@ -89,7 +89,7 @@ def new_vit() -> ViTForImageClassification:
 
 def multiply_adds(config: FocusViTConfig, schedule: Sequence[int] = ()) -> int:
     """
-    Multiply-adds of one picture in products of matrices: patches, pooling, layers and the matching of keys.
+    Multiply-adds of one image in products of matrices: patches, pooling, layers and the matching of keys.
     Superpixels are not counted.
 
     Args:
@@ -220,15 +220,12 @@ def unfinished(
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes what is not there yet."""
     rows = all_rows()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", nargs="+", choices=rows, default=list(rows))
     parser.add_argument("--learning", nargs="+", choices=LEARNING, default=LEARNING)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=3, help="Of a fine-tune.")
+    add_options(parser, "epochs", "data", "cache", "results", epochs=3, results=RESULTS / QUESTION)
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="Of a fine-tune.")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="Pictures and weights; outside the repository.")
-    parser.add_argument("--results", type=Path, default=RESULTS / QUESTION)
     arguments = parser.parse_args(argv)
     seed, results = arguments.seed, arguments.results
     plan = Recipe(epochs=arguments.epochs, learning_rate=arguments.learning_rate)

@@ -1,16 +1,15 @@
 """
-Table and plot of how much a conversion keeps, from the results of `conversion_curve.py`.
+Table and plot of how much a conversion keeps, from the results of `curve.py`.
 
     python -m experiments.conversion.table
 
 Writes `experiments/tables/conversion.json` and `.md`, and `experiments/results/conversion/conversion.png`. Differences
-are paired over pictures, see `paired_bootstrap.py`: to the dense ViT, of superpixels to the grid, of a fine-tune with
-a teacher to one without.
+are paired over images, see `micro/paired_bootstrap.py`: to the dense ViT, of superpixels to the grid, of a fine-tune
+with a teacher to one without.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from experiments.conversion.curve import LEARNING, QUESTION
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import MARGINS, Difference, interval_text, paired_bootstrap
-from experiments.micro.results import RESULTS
-from experiments.micro.tables import TABLES, outcomes
-from focusvit_hf.utils.files import read_json, write_json, write_whole
+from experiments.micro.results import RESULTS, write_table
+from experiments.micro.tables import outcomes
+from focusvit_hf.utils.files import read_json, write_whole
 
 
 # By variant and learning; the dense ViT is ("vit", "at_once").
@@ -146,18 +146,15 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes table and plot, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS / QUESTION)
-    parser.add_argument("--tables", type=Path, default=TABLES)
+    parser = parser_of(__doc__)
+    add_options(parser, "results", "tables", results=RESULTS / QUESTION)
     arguments = parser.parse_args(argv)
     found = collect(arguments.results)
     rows = table(found)
     first = found["vit", "at_once"][0]
     content = {"question": QUESTION, "split": "test", "environment": first["environment"], "rows": rows}
-    write_json(arguments.tables / f"{QUESTION}.json", content)
-    write_whole(arguments.tables / f"{QUESTION}.md", markdown(rows).encode())
+    write_table(arguments.tables, QUESTION, content, markdown(rows))
     write_whole(arguments.results / f"{QUESTION}.png", plot(rows))
-    print(markdown(rows))
 
 
 if __name__ == "__main__":

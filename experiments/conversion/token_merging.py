@@ -115,7 +115,7 @@ class TokenMerging(nn.Module):
         self.model, self.config, self.schedule = model, config, tuple(schedule)
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        """Logits of normalised pictures, as the model itself gives them."""
+        """Logits of normalised images, as the model itself gives them."""
         backbone, config = self.model.focusvit, self.config
         prefix, patches, _ = backbone.embeddings(pixel_values, None)
         stream = torch.cat((prefix, patches), dim=1)

@@ -4,14 +4,13 @@ Compares trained checkpoints on a test split, each at its own number of superpix
     python -m experiments.frontier.checkpoints runs/imagenette-tiny-dense runs/imagenette-tiny-20 \
         --num-superpixels 25 36 64 81 100 --name imagenette-tiny
 
-The first folder is the control. Pictures go the whole way, from their files through the image processor, in float32.
-Writes `experiments/tables/<name>-checkpoints.json`, with every picture's outcome, and `.md`. Differences are paired
-over pictures, see `paired_bootstrap.py`: each folder is one run of one seed.
+The first folder is the control. Images go the whole way, from their files through the image processor, in float32.
+Writes `experiments/tables/<name>-checkpoints.json`, with every image's outcome, and `.md`. Differences are paired
+over images, see `micro/paired_bootstrap.py`: each folder is one run of one seed.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,15 +20,14 @@ import datasets
 import numpy as np
 import torch
 
-from experiments.micro.data import DATA
-from experiments.micro.heap import keep_heap
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
-from experiments.micro.results import packed
-from experiments.micro.tables import TABLES
+from experiments.micro.processes import keep_heap
+from experiments.micro.results import packed, write_table
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from focusvit_hf.hub.folder import TRAINING_LOG_FILE
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import read_json, write_json, write_whole
+from focusvit_hf.utils.files import read_json
 
 
 _BATCH_SIZE = 50
@@ -38,7 +36,7 @@ _BATCH_SIZE = 50
 @torch.inference_mode()
 def ranked(model: Any, processor: Any, pictures: datasets.Dataset) -> np.ndarray:
     """
-    The five likeliest classes of each picture, the best first, `(count, at most 5)` int64.
+    The five likeliest classes of each image, the best first, `(count, at most 5)` int64.
 
     Args:
         model, processor: An image classifier in evaluation mode and its image processor.
@@ -53,7 +51,7 @@ def ranked(model: Any, processor: Any, pictures: datasets.Dataset) -> np.ndarray
 
 def measure(folder: str, pictures: datasets.Dataset, counts: Sequence[int]) -> Iterator[tuple[dict[str, Any], Any]]:
     """
-    Rows of one checkpoint, its own number of superpixels first, and whether each picture was right, `(count,)` bool.
+    Rows of one checkpoint, its own number of superpixels first, and whether each image was right, `(count,)` bool.
 
     Args:
         folder (`str`): The checkpoint.
@@ -61,7 +59,7 @@ def measure(folder: str, pictures: datasets.Dataset, counts: Sequence[int]) -> I
         counts (sequence of `int`): Further numbers of superpixels; a checkpoint that does not pool knows none.
 
     Raises:
-        ValueError: when the checkpoint's classes are not those of the pictures.
+        ValueError: when the checkpoint's classes are not those of the images.
     """
     labels, names = np.asarray(pictures["label"])[:, None], pictures.features["label"].names
     model, processor = load_checkpoint(folder)
@@ -155,12 +153,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures the checkpoints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", help="Checkpoints, the control first.")
     parser.add_argument("--num-superpixels", type=int, nargs="+", default=[], metavar="K")
     parser.add_argument("--name", required=True, help="Of the table.")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--tables", type=Path, default=TABLES)
+    add_options(parser, "data", "tables")
     arguments = parser.parse_args(argv)
     pictures = datasets.load_dataset("parquet", data_dir=str(arguments.data), split="test")
     rows = compare(arguments.folders, pictures, arguments.num_superpixels)
@@ -171,10 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "environment": environment(torch.device("cpu"), torch.float32),
         "rows": rows,
     }
-    stem = f"{arguments.name}-checkpoints"
-    write_json(arguments.tables / f"{stem}.json", content)
-    write_whole(arguments.tables / f"{stem}.md", markdown(rows).encode())
-    print(markdown(rows))
+    write_table(arguments.tables, f"{arguments.name}-checkpoints", content, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def folder_subject(folder: Path) -> Subject:
 
 def record(folder: Path, data: Path, question: str, results: Path) -> dict[str, Any]:
     """
-    Measures a trained folder on a test split, each picture through the folder's own processor.
+    Measures a trained folder on a test split, each image through the folder's own processor.
 
     Args:
         folder (`Path`): As the training scripts write it; its recipe is read from `training_log.json`, if it is there.
@@ -46,7 +46,7 @@ def record(folder: Path, data: Path, question: str, results: Path) -> dict[str, 
         question (`str`), results (`Path`): Where the JSON belongs, `<results>/<question>/<name>-seed<n>.json`.
 
     Returns:
-        `dict`: What the JSON holds, see `micro.run`.
+        `dict`: What the JSON holds, see `micro.run.run`.
 
     Raises:
         ValueError: when the model knows other classes than the data set.

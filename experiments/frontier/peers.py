@@ -4,17 +4,16 @@ Trains at micro scale what a user would pick instead: LeViT-128S, MobileNetV2, C
     python -m experiments.frontier.peers --seeds 0 1 2
     python -m experiments.frontier.peers --peers LeViT-128S --epochs 1
 
-From scratch, with the recipe and the pictures of the rows of `controls_36`; the models are transformers' own as in
+From scratch, with the recipe and the images of the rows of `controls_36`; the models are transformers' own as in
 `focusvit benchmark`, with a head of as many classes. Each run writes `experiments/results/peers/<peer>-seed<n>.json`
-as `micro.py` does, and weights in fp32 beside the cached pictures; a run whose JSON is there is left out.
-`frontier.py` shows them beside FocusViT.
+as `micro/run.py` does, and weights in fp32 beside the cached images; a run whose JSON is there is left out.
+`frontier/run.py` shows them beside FocusViT.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,16 +23,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig
 
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import CACHE, DATA, training_and_evaluation
-from experiments.micro.heap import keep_heap
+from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.questions import QUESTIONS
 from experiments.micro.results import (
     RESULTS,
     Beginning,
-    add_run_arguments,
     folder_of,
     runs_left,
-    side_by_side,
     write_result,
 )
 from experiments.micro.training import Recipe, fit, predict, settings
@@ -59,7 +57,7 @@ def fed_and_recipe(**recipe: Any) -> tuple[FocusViTConfig, Recipe]:
 
 def configuration(peer: str, fed: FocusViTConfig) -> PreTrainedConfig:
     """
-    The configuration of a peer for the pictures and the classes of `fed`.
+    The configuration of a peer for the images and the classes of `fed`.
 
     Raises:
         ValueError: when there is no such peer, or it does not work at this size.
@@ -93,12 +91,12 @@ def run(
 
     Args:
         peer (`str`): Of [`PEERS`].
-        seed (`int`): Of the weights and of the pictures.
-        split (`str`): What it is measured on, see `micro_data.training_and_evaluation`.
+        seed (`int`): Of the weights and of the images.
+        split (`str`): What it is measured on, see `micro.data.training_and_evaluation`.
         recipe: Fields of [`Recipe`].
 
     Returns:
-        `dict`: What the JSON holds, see `micro.run`; `tokens` is None.
+        `dict`: What the JSON holds, see `micro.run.run`; `tokens` is None.
     """
     fed, plan = fed_and_recipe(**recipe)
     config = configuration(peer, fed)
@@ -147,22 +145,22 @@ def unfinished(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is not finished, in as many processes as asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
-    add_run_arguments(parser)
+    add_options(parser, "seeds", "split", "epochs", "workers", "data", "cache", "results")
     arguments = parser.parse_args(argv)
     split, recipe = arguments.split, {"epochs": arguments.epochs}
     todo = unfinished(arguments.peers, arguments.seeds, split, arguments.results, **recipe)
-    finished = len(arguments.peers) * len(arguments.seeds) - len(todo)
-    print(f"{len(todo)} runs, {finished} finished before", flush=True)
-    if not todo:
-        return
-    # Once, before the processes that read the cache.
-    size = fed_and_recipe()[0].image_height_and_width[0]
-    training_and_evaluation(arguments.data, size, split, arguments.cache)
     options = {"data": arguments.data, "cache": arguments.cache, "results": arguments.results, **recipe}
-    jobs = {f"{peer}, seed {seed}": partial(run, peer, seed, split, **options) for peer, seed in todo}
-    side_by_side(jobs, arguments.workers)
+
+    def prepare() -> None:
+        training_and_evaluation(arguments.data, fed_and_recipe()[0].image_height_and_width[0], split, arguments.cache)
+
+    def job_of(peer: str, seed: int) -> Callable[[], dict[str, Any]]:
+        return partial(run, peer, seed, split, **options)
+
+    finished = len(arguments.peers) * len(arguments.seeds) - len(todo)
+    side_by_side(todo, finished, job_of, prepare, arguments.workers)
 
 
 if __name__ == "__main__":

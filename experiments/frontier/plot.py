@@ -1,4 +1,4 @@
-"""The frontier as a picture: accuracy against pictures a second, families in colours, every point named."""
+"""The frontier as a plot: accuracy against images a second, families in colours, every point named."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _WHAT = ("regions", "stem", "preset", "config_overrides", "seed")
 @dataclass(frozen=True)
 class Row:
     """
-    A point of the picture.
+    A point of the plot.
 
     Args:
         name (`str`): Unique: a variant, with its number of tokens where the variant comes with several, and with the
@@ -83,16 +83,16 @@ class Row:
 
     @property
     def built(self) -> dict[str, Any]:
-        """All that decides how long a picture takes: the configuration, and a stem in the place of the model's own."""
+        """All that decides how long an image takes: the configuration, and a stem in the place of the model's own."""
         return {**self.first["configuration"], "stem": self.first["recipe"].get("stem")}
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
+        """Side of the images in pixels."""
         return int(self.first["configuration"]["image_size"])
 
     def accuracy(self) -> Difference:
-        """Mean accuracy over pictures and seeds, with its interval."""
+        """Mean accuracy over images and seeds, with its interval."""
         right = outcomes(self.runs, sorted(self.runs))
         return paired_bootstrap(right, np.zeros_like(right))
 
@@ -122,7 +122,7 @@ def load_rows(results: Path, questions: Sequence[str] = QUESTIONS) -> list[Row]:
 
     Raises:
         ValueError: when there is no row, when rows were trained with different recipes or tested on different
-            numbers of pictures, or one name stands for two configurations.
+            numbers of images, or one name stands for two configurations.
     """
     rows: dict[str, Row] = {}
     for question in questions:

@@ -5,7 +5,7 @@ Accuracy against measured whole-path throughput: every subject and number of tok
     python -m experiments.frontier.run plot
 
 `measure` times every row that has a result in `experiments/results/<question>/`, interleaved, from the encoded
-picture to its class, and writes `experiments/results/frontier/throughput.json`. Weights are random: time does not
+image to its class, and writes `experiments/results/frontier/throughput.json`. Weights are random: time does not
 depend on them. `plot` joins times and accuracies by the name of the row and writes `experiments/frontier.png` (the
 largest batch), `experiments/frontier-batch<n>.png` (the others) and `experiments/tables/frontier.json` and `.md`.
 
@@ -32,10 +32,9 @@ import torch
 from experiments.frontier.folders import folder_subject, record
 from experiments.frontier.plot import draw
 from experiments.frontier.rows import QUESTIONS, Row, load_rows
-from experiments.micro.data import DATA
-from experiments.micro.heap import keep_heap
-from experiments.micro.results import RESULTS
-from experiments.micro.tables import TABLES
+from experiments.micro.arguments import add_options, parser_of
+from experiments.micro.processes import keep_heap
+from experiments.micro.results import TABLES, write_table
 from experiments.micro.training import BASE
 from focusvit_hf.benchmark.plots import footnote
 from focusvit_hf.benchmark.report import describe_failure, report
@@ -49,7 +48,7 @@ _BASELINES = ("dense_linear", "dense_stem")
 
 
 def encoded_pictures(data: Path, count: int) -> list[bytes]:
-    """The first pictures of the test split as they are stored, encoded files."""
+    """The first images of the test split as they are stored, encoded files."""
     rows = datasets.load_dataset("parquet", data_dir=str(data), split="test")
     rows = rows.select(range(min(count, len(rows)))).cast_column("image", datasets.Image(decode=False))
     return [picture["bytes"] for picture in rows["image"]]
@@ -72,7 +71,7 @@ def throughput(
         folders (sequence of `Path`): Trained folders that take the places of the rows of their names.
 
     Returns:
-        `dict`: What `benchmark_run.measure` returns, and under `built` what each row was built from.
+        `dict`: What `benchmark.run.measure` returns, and under `built` what each row was built from.
 
     Raises:
         ValueError: when the rows are of several image sizes, or a folder is none of them.
@@ -107,7 +106,7 @@ def table(rows: Sequence[Row], measured: Mapping[str, Any]) -> list[dict[str, An
 
     Returns:
         `list[dict]`, the fastest first: `name, family, label, tokens, parameters, seeds`, `accuracy` (mean, low,
-        high), and by batch size, as text, `speed` (pictures a second from JPEG to class: median, quartiles; `model`:
+        high), and by batch size, as text, `speed` (images a second from JPEG to class: median, quartiles; `model`:
         from pixels to logits) and `frontier`: whether no other row is as fast and as accurate, and one of them more.
 
     Raises:
@@ -169,7 +168,7 @@ def is_best(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], batch: st
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table to read: accuracies in %, pictures a second with quartiles; what is on the frontier bold."""
+    """The rows as a table to read: accuracies in %, images a second with quartiles; what is on the frontier bold."""
     batches = sorted({batch for row in rows for batch in row["speed"]}, key=int, reverse=True)
     head = ["row", "family", "tokens", "parameters", "seeds", "accuracy (95 %)"]
     head += [f"pictures a second, batch {batch}" for batch in batches] + [f"model alone, batch {batches[0]}"]
@@ -227,10 +226,8 @@ def _plot(arguments: argparse.Namespace) -> None:
     content = {"questions": arguments.questions, "image_size": arguments.image_size, "epochs": epochs, "rows": found}
     # Of the times; every accuracy has its own in its result.
     content |= {"environment": measured["environment"], "settings": measured["settings"]}
-    write_json(arguments.tables / f"{arguments.name}.json", content)
-    write_whole(arguments.tables / f"{arguments.name}.md", markdown(found).encode())
+    write_table(arguments.tables, arguments.name, content, markdown(found))
     title = f"{arguments.title}: {arguments.image_size} px, {epochs:g} epochs from scratch"
-    print(markdown(found))
     for path in write_plots(found, title, footnote(measured), arguments.plots, arguments.name):
         print(f"wrote {path}")
 
@@ -248,15 +245,15 @@ def _times(arguments: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Records folders, measures, or draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--questions", nargs="+", default=QUESTIONS, help="Folders of results.")
-    shared.add_argument("--results", type=Path, default=RESULTS)
+    add_options(shared, "results")
     shared.add_argument("--image_size", type=int, default=BASE["image_size"])
     shared.add_argument("--name", default="frontier", help="Of the files that are written.")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--data", type=Path, default=DATA)
+    add_options(data, "data")
 
     command = commands.add_parser("record", parents=[shared, data], help="measure the accuracy of trained folders")
     command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="<name> or <name>-seed<n>")
@@ -270,8 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(call=_measure)
 
     command = commands.add_parser("plot", parents=[shared], help="draw accuracies against times")
-    command.add_argument("--tables", type=Path, default=TABLES)
-    command.add_argument("--plots", type=Path, default=TABLES.parent, help="Folder of the pictures.")
+    add_options(command, "tables")
+    command.add_argument("--plots", type=Path, default=TABLES.parent, help="Folder of the plots.")
     command.add_argument("--title", default="Imagenette", help="What is before the size.")
     command.set_defaults(call=_plot)
 

@@ -1,4 +1,4 @@
-"""Pictures of the micro scale: decoded and shrunk once, kept in memory as 8-bit levels."""
+"""Images of the micro scale: decoded and shrunk once, kept in memory as 8-bit levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from focusvit_hf.utils.files import write_whole
 
 DATA = Path("../shared/data/imagenette224")
 CACHE = Path(tempfile.gettempdir()) / "focusvit-experiments"
-# Every fifth training picture is held out where something is to be chosen: the test split is not to be chosen on.
+# Every fifth training image is held out where something is to be chosen: the test split is not to be chosen on.
 _HELD_OUT = 5
 SPLITS = ("test", "validation")
 
@@ -25,7 +25,7 @@ SPLITS = ("test", "validation")
 @dataclass(frozen=True)
 class Pictures:
     """
-    Pictures and their classes.
+    Images and their classes.
 
     Args:
         images (`torch.ByteTensor` of shape `(count, 3, size, size)`): 8-bit levels.
@@ -50,7 +50,7 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
         folder (`Path`): The data set; columns `image` and `label`.
         split (`str`): `"train"` or `"test"`, as in the files.
         size (`int`): Side in pixels.
-        cache (`Path`, *optional*): Where the shrunk pictures are kept for the next time.
+        cache (`Path`, *optional*): Where the shrunk images are kept for the next time.
 
     Returns:
         [`Pictures`].
@@ -66,7 +66,7 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
 
 
 def shrunk(image: Image.Image, size: int) -> np.ndarray:
-    """A picture as `(3, size, size)` 8-bit levels, resized as the image processor does."""
+    """An image as `(3, size, size)` 8-bit levels, resized as the image processor does."""
     small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(small).transpose(2, 0, 1)
 
@@ -79,8 +79,8 @@ def training_and_evaluation(
 
     Args:
         split (`str`, *optional*, defaults to `"test"`):
-            `"test"`: all training pictures, and the official test split; `"validation"`: four fifths of the training
-            pictures, and the fifth that is held out, for everything that is chosen.
+            `"test"`: all training images, and the official test split; `"validation"`: four fifths of the training
+            images, and the fifth that is held out, for everything that is chosen.
 
     Returns:
         Two [`Pictures`].
@@ -98,7 +98,7 @@ def training_and_evaluation(
 
 
 def evaluation_pictures(folder: Path, size: int, split: str = "test", cache: Path = CACHE) -> Pictures:
-    """The second of [`training_and_evaluation`], for which the test split needs no training pictures."""
+    """The second of [`training_and_evaluation`], for which the test split needs no training images."""
     if split == "test":
         return load_pictures(folder, "test", size, cache)
     return training_and_evaluation(folder, size, split, cache)[1]

@@ -1,4 +1,4 @@
-"""Paired bootstrap over pictures and seeds: how sure a difference between two accuracies is."""
+"""Paired bootstrap over images and seeds: how sure a difference between two accuracies is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Difference:
     A difference of two means with its 95 % interval.
 
     Args:
-        mean (`float`): Difference over all seeds and pictures.
+        mean (`float`): Difference over all seeds and images.
         low (`float`), high (`float`): Ends of the interval.
         seeds (`int`), pictures (`int`): What it rests on.
     """
@@ -55,14 +55,14 @@ def paired_bootstrap(
     subject: np.ndarray, control: np.ndarray, replicates: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Difference:
     """
-    Percentile interval of the mean of `subject - control` over pictures and seeds, both drawn anew with replacement.
+    Percentile interval of the mean of `subject - control` over images and seeds, both drawn anew with replacement.
 
     Of n seeds n - 1 are drawn: with n the variance between so few would come out (n - 1) / n too small (McCarthy and
-    Snowden, "The bootstrap and finite population sampling", 1985). With one seed the interval is over pictures alone.
+    Snowden, "The bootstrap and finite population sampling", 1985). With one seed the interval is over images alone.
 
     Args:
-        subject (`np.ndarray` of shape `(seeds, pictures)`): Score of each picture in each run, such as 0 or 1.
-        control (`np.ndarray` of shape `(seeds, pictures)`): The same of what it is compared with; same order.
+        subject (`np.ndarray` of shape `(seeds, images)`): Score of each image in each run, such as 0 or 1.
+        control (`np.ndarray` of shape `(seeds, images)`): The same of what it is compared with; same order.
         replicates (`int`, *optional*, defaults to 10,000): Bootstrap samples.
         level (`float`, *optional*, defaults to 0.95): Coverage of the interval.
         seed (`int`, *optional*, defaults to 0): Of the draws.

@@ -22,7 +22,7 @@ class Question:
     Args:
         asks (`str`): What is asked.
         control (`str`): The variant that the others are compared with.
-        variants (`dict`): By name what each changes, see `micro_training.settings`.
+        variants (`dict`): By name what each changes, see `micro.training.settings`.
     """
 
     asks: str
@@ -45,7 +45,7 @@ def parameters_matched(variant: Mapping[str, Any], reference: Mapping[str, Any])
 
 def controls(num_superpixels: int, **changes: Any) -> Question:
     """
-    FocusViT at K tokens against everything that could take its place: a grid, random regions, another picture's
+    FocusViT at K tokens against everything that could take its place: a grid, random regions, another image's
     superpixels, tiles that are small where the detail is, larger patches, and the dense ViTs, linear and with the same
     stem, which have more tokens.
     """
@@ -137,7 +137,7 @@ def stem() -> Question:
 
 
 def cells() -> Question:
-    """Cells of 4 and of 8 px in pictures of 224 px, where 8 make as many cells a superpixel as 4 do at 96 px."""
+    """Cells of 4 and of 8 px in images of 224 px, where 8 make as many cells a superpixel as 4 do at 96 px."""
     picture: Variant = {"image_size": 224, "patch_size": 16, "num_superpixels": 49}
     coarse: Variant = {**picture, "superpixel_cell_size": 8}
     variants: dict[str, Variant] = {
@@ -198,7 +198,7 @@ def distillation() -> Question:
 
 
 def training() -> Question:
-    """Whether the harness itself may be as it is: batch, rate, augmentation, the averaged weights, mixed pictures."""
+    """Whether the harness itself may be as it is: batch, rate, augmentation, the averaged weights, mixed images."""
     small: Variant = {"num_superpixels": 16}
     plain: Variant = {"crop_scale": (0.5, 1.0), "jitter": 0.0}
     changes: dict[str, Variant] = {

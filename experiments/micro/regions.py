@@ -1,4 +1,4 @@
-"""Regions a token can stand for: superpixels, and the controls that know nothing of the picture."""
+"""Regions a token can stand for: superpixels, and the controls that know nothing of the image."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def random_regions(
 
 def detail_tiles(images: torch.Tensor, num_regions: int, cell_size: int) -> torch.Tensor:
     """
-    Tiles that are small where the picture has detail: rectangles cut in two across their longer side, again and again,
+    Tiles that are small where the image has detail: rectangles cut in two across their longer side, again and again,
     so that each part has its share of the detail (as the median cut of Heckbert 1982 has of the colours). Detail is
-    the mean gradient of a cell, to which the picture's mean is added, so that a tile is at most about twice as dense
+    the mean gradient of a cell, to which the image's mean is added, so that a tile is at most about twice as dense
     where there is none as a tile of the grid.
 
     Args:
@@ -69,7 +69,7 @@ def detail_tiles(images: torch.Tensor, num_regions: int, cell_size: int) -> torc
     grey = functional.pad(images.float().mean(dim=1, keepdim=True), (0, 1, 0, 1), mode="replicate")
     steps = (grey[..., 1:, :-1] - grey[..., :-1, :-1]).abs() + (grey[..., :-1, 1:] - grey[..., :-1, :-1]).abs()
     detail = functional.avg_pool2d(steps, cell_size)[:, 0]
-    # A picture of one colour is cut evenly.
+    # An image of one colour is cut evenly.
     detail = detail + detail.mean(dim=(1, 2), keepdim=True).clamp(min=1e-3)
     return torch.from_numpy(np.stack([_cut(one, num_regions) for one in detail.double().numpy()]))
 
@@ -111,8 +111,8 @@ def region_ids(
     Args:
         images (`torch.ByteTensor` of shape `(batch_size, 3, height, width)`): 8-bit levels.
         kind (`str`):
-            `"superpixel"`; `"random"`: see [`random_regions`]; `"other_picture"`: superpixels of the picture before it
-            in the batch, with the shapes of superpixels and nothing to do with this picture; `"detail_tiles"`: see
+            `"superpixel"`; `"random"`: see [`random_regions`]; `"other_picture"`: superpixels of the image before it
+            in the batch, with the shapes of superpixels and nothing to do with this image; `"detail_tiles"`: see
             [`detail_tiles`], for which K is one number.
         generator (`torch.Generator`, *optional*): What random regions are drawn from.
 

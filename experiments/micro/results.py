@@ -1,30 +1,26 @@
-"""Results of runs: where they lie, what they say of themselves, and which runs are left to do."""
+"""Results of runs and tables of them: where they lie, what they say, and which runs are left to do."""
 
 from __future__ import annotations
 
-import argparse
 import base64
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from experiments.micro.data import CACHE, DATA, SPLITS
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import read_json, write_json
+from focusvit_hf.utils.files import read_json, write_json, write_whole
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+TABLES = RESULTS.parent / "tables"
 
 
 def packed(outcome: np.ndarray) -> str:
-    """Outcomes `(count,)` bool as text: bits, first picture first, in base 64."""
+    """Outcomes `(count,)` bool as text: bits, first image first, in base 64."""
     return base64.b64encode(np.packbits(outcome).tobytes()).decode()
 
 
@@ -62,7 +58,7 @@ def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, begi
     Args:
         path (`Path`): The file.
         about (mapping): What was run.
-        outcome (`np.ndarray` of shape `(pictures,)`): Whether each picture was right.
+        outcome (`np.ndarray` of shape `(images,)`): Whether each image was right.
         beginning ([`Beginning`]): Of the run.
 
     Returns:
@@ -77,6 +73,13 @@ def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, begi
     }
     write_json(path, result)
     return result
+
+
+def write_table(folder: Path, stem: str, content: Mapping[str, Any], text: str) -> None:
+    """Writes a table as `<stem>.json` and, to be read, as `<stem>.md`, and prints the text."""
+    write_json(folder / f"{stem}.json", content)
+    write_whole(folder / f"{stem}.md", text.encode())
+    print(f"{stem}\n{text}")
 
 
 def runs_left(
@@ -115,26 +118,3 @@ def require_settings(path: Path, known: Mapping[str, Any], wanted: Mapping[str, 
         raise ValueError(
             f"Expected {path} with { ({key: wanted[key] for key in other}) }, got {other}; choose another --results."
         )
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what all programs ask that train at micro scale."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Runs side by side, one thread each.")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="Pictures and weights; outside the repository.")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-
-
-def side_by_side(jobs: Mapping[str, Callable[[], dict[str, Any]]], workers: int) -> None:
-    """Runs jobs, each of which gives the JSON of a run, in so many processes; prints by name what comes of them."""
-    # One thread each: two runs side by side cost less than one on two threads, and other work slows them less.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running = {pool.submit(job): name for name, job in jobs.items()}
-        for job in as_completed(running):
-            result = job.result()
-            print(f"{running[job]}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)

@@ -4,30 +4,28 @@ Trains the variants of a question at micro scale: Imagenette at 96 px, 20 epochs
     python -m experiments.micro.run controls_36 --seeds 0 1 2
     python -m experiments.micro.run attention --variants full latent_8 --epochs 1
 
-Each run writes `experiments/results/<question>/<variant>-seed<n>.json`, with every test picture's outcome, and its
-weights beside the cached pictures; a run whose JSON is there is left out, so the same command goes on after a stop.
-`--split validation` trains on four fifths of the training pictures and measures on the rest, for everything that is
+Each run writes `experiments/results/<question>/<variant>-seed<n>.json`, with every test image's outcome, and its
+weights beside the cached images; a run whose JSON is there is left out, so the same command goes on after a stop.
+`--split validation` trains on four fifths of the training images and measures on the rest, for everything that is
 chosen; its results lie in `experiments/results/<question>-validation`. `tables.py` makes the tables.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import CACHE, DATA, Pictures, evaluation_pictures, training_and_evaluation
-from experiments.micro.heap import keep_heap
+from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.questions import QUESTIONS
 from experiments.micro.results import (
     RESULTS,
     Beginning,
-    add_run_arguments,
     folder_of,
     runs_left,
-    side_by_side,
     unpacked,
     write_result,
 )
@@ -36,7 +34,7 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.utils.files import read_json
 
 
-# Share of the pictures whose outcome may turn by keeping weights in fp16, and by another processor's sums.
+# Share of the images whose outcome may turn by keeping weights in fp16, and by another processor's sums.
 _ROUNDED = 0.01
 
 
@@ -56,8 +54,8 @@ def run(
 
     Args:
         question (`str`), name (`str`): Where the files belong.
-        variant (mapping), seed (`int`), recipe: See `micro_training.train`.
-        split (`str`): What it is measured on, see `micro_data.training_and_evaluation`.
+        variant (mapping), seed (`int`), recipe: See `micro.training.train`.
+        split (`str`): What it is measured on, see `micro.data.training_and_evaluation`.
 
     Returns:
         `dict`: What the JSON holds.
@@ -98,15 +96,15 @@ def load_run(
     split: str = "test",
 ) -> tuple[FocusViTForImageClassification, Pictures] | None:
     """
-    The model of a run and the pictures it was measured on, or None where its weights are not there.
+    The model of a run and the images it was measured on, or None where its weights are not there.
 
     Args:
         question, variant, seed, data, cache, results, split: See [`run`].
-        limit (`int`, *optional*): Take the first so many pictures.
+        limit (`int`, *optional*): Take the first so many images.
 
     Raises:
         ValueError: when there is no result of the run, or the weights are those of another one: they do not give what
-            the result says, picture by picture.
+            the result says, image by image.
     """
     folder, stem = folder_of(question, split), f"{variant}-seed{seed}"
     weights, path = cache / "weights" / folder / stem, results / folder / f"{stem}.json"
@@ -141,10 +139,10 @@ def unfinished(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is not finished, in as many processes as asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--variants", nargs="+", help="Names of variants; by default all of the question.")
-    add_run_arguments(parser)
+    add_options(parser, "seeds", "split", "epochs", "workers", "data", "cache", "results")
     arguments = parser.parse_args(argv)
     question, split, results = arguments.question, arguments.split, arguments.results
     variants = QUESTIONS[question]().variants
@@ -154,16 +152,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"Expected variants from {list(variants)}, got {unknown}.")
     recipe = {"epochs": arguments.epochs}
     todo = unfinished(question, names, arguments.seeds, split, results, **recipe)
-    print(f"{len(todo)} runs, {len(names) * len(arguments.seeds) - len(todo)} finished before", flush=True)
-    if not todo:
-        return
-    # Once, before the processes that read the cache.
-    sizes = {settings(variants[name])[0].image_height_and_width[0] for name, _ in todo}
-    for size in sizes:
-        training_and_evaluation(arguments.data, size, split, arguments.cache)
     options = {"data": arguments.data, "cache": arguments.cache, "results": results, **recipe}
-    jobs = {f"{n}, seed {s}": partial(run, question, n, variants[n], s, split, **options) for n, s in todo}
-    side_by_side(jobs, arguments.workers)
+
+    def prepare() -> None:
+        for size in {settings(variants[name])[0].image_height_and_width[0] for name, _ in todo}:
+            training_and_evaluation(arguments.data, size, split, arguments.cache)
+
+    def job_of(name: str, seed: int) -> Callable[[], dict[str, Any]]:
+        return partial(run, question, name, variants[name], seed, split, **options)
+
+    side_by_side(todo, len(names) * len(arguments.seeds) - len(todo), job_of, prepare, arguments.workers)
 
 
 if __name__ == "__main__":

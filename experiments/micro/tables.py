@@ -5,7 +5,7 @@ Makes the table of a question from the results of its runs: accuracies, and diff
     python -m experiments.micro.tables tokens --control grid_16
     python -m experiments.micro.tables controls_36 controls_16 controls_9 --together controls
 
-Writes `experiments/tables/<question>.json` and `.md`. Differences are paired over pictures and over the seeds that
+Writes `experiments/tables/<question>.json` and `.md`. Differences are paired over images and over the seeds that
 both have, see `paired_bootstrap.py`. `--together` makes one table of all questions, in which the runs of each count
 like more seeds: a difference that is the same at several numbers of tokens is known better than at one.
 """
@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.micro.data import SPLITS
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from experiments.micro.questions import PARAMETER_TOLERANCE, QUESTIONS
-from experiments.micro.results import RESULTS, folder_of, unpacked
+from experiments.micro.results import folder_of, unpacked, write_table
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import read_json, write_json, write_whole
+from focusvit_hf.utils.files import read_json
 
 
-TABLES = RESULTS.parent / "tables"
 Results = dict[str, dict[int, dict[str, Any]]]
 
 
@@ -43,7 +42,7 @@ def collect(folder: Path) -> Results:
 
 
 def outcomes(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
-    """Whether each picture was right in each run, `(seeds, pictures)` bool."""
+    """Whether each image was right in each run, `(seeds, images)` bool."""
     return np.stack([unpacked(runs[seed]["correct"], runs[seed]["pictures"]) for seed in seeds])
 
 
@@ -96,7 +95,7 @@ def together(
     One row for each variant that stands beside the control in several questions, the best first.
 
     Args:
-        found (mapping): By question the results of [`collect`], all on the same pictures.
+        found (mapping): By question the results of [`collect`], all on the same images.
         control (`str`), margin (`float`): See [`table`].
 
     Returns:
@@ -182,21 +181,18 @@ def _write_together(arguments: argparse.Namespace) -> None:
     content = {"questions": arguments.questions, "split": arguments.split, "control": control}
     content["environment"] = environment(torch.device("cpu"), torch.float32)
     stem = arguments.together if arguments.control is None else f"{arguments.together}-against-{control}"
-    write_json(arguments.tables / f"{stem}.json", {**content, "margin": arguments.margin, "rows": rows})
-    write_whole(arguments.tables / f"{stem}.md", markdown_together(rows, control).encode())
-    print(f"{stem}\n{markdown_together(rows, control)}")
+    content |= {"margin": arguments.margin, "rows": rows}
+    write_table(arguments.tables, stem, content, markdown_together(rows, control))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes and prints the tables asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("questions", nargs="+", choices=QUESTIONS)
     parser.add_argument("--control", help="Another control than the question's own.")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    add_options(parser, "split", "results", "tables")
     parser.add_argument("--margin", type=float, default=MARGINS["imagenette"], help="Of 'not worse', in 0..1.")
     parser.add_argument("--together", metavar="NAME", help="One table of all questions, of this name.")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--tables", type=Path, default=TABLES)
     arguments = parser.parse_args(argv)
     if arguments.together is not None:
         _write_together(arguments)
@@ -219,9 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "rows": rows,
         }
         stem = name if arguments.control is None else f"{name}-against-{control}"
-        write_json(arguments.tables / f"{stem}.json", content)
-        write_whole(arguments.tables / f"{stem}.md", markdown(rows).encode())
-        print(f"{stem}\n{markdown(rows)}")
+        write_table(arguments.tables, stem, content, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ BASE: dict[str, Any] = {
     "num_labels": 10,
     "attn_implementation": "eager",
 }
-# Pixels of the pictures that are measured at a time.
+# Pixels of the images that are measured at a time.
 _EVALUATION_PIXELS = 100 * 96 * 96
 _CONFIG_KEYS = {item.name for item in fields(FocusViTConfig)} | {"num_labels", "attn_implementation"}
 
@@ -67,7 +67,7 @@ class Recipe:
 
     Args:
         epochs (`int`), batch_size (`int`), learning_rate (`float`), weight_decay (`float`), label_smoothing (`float`):
-            AdamW; the last pictures of an epoch that fill no batch are left out.
+            AdamW; the last images of an epoch that fill no batch are left out.
         warmup (`float`): Share of the steps in which the learning rate rises, before it falls as a cosine to 0.
         max_grad_norm (`float`): Largest norm of the gradients.
         ema_decay (`float`, *optional*): Measure a moving average of the weights in the place of the last ones.
@@ -175,11 +175,11 @@ def train(
     """
     Trains a variant from scratch.
 
-    Runs of the same seed see the same pictures in the same order, augmented alike, whatever the variant.
+    Runs of the same seed see the same images in the same order, augmented alike, whatever the variant.
 
     Args:
         variant (mapping): See [`settings`].
-        seed (`int`): Of the weights and of the pictures.
+        seed (`int`): Of the weights and of the images.
         pictures ([`Pictures`]): To train on.
         weights (`Path`, *optional*): Where the weights of teachers lie.
         recipe: See [`settings`].
@@ -202,7 +202,7 @@ def train(
 
 
 def _teaching(teacher: str, weights: Path | None, config: FocusViTConfig) -> Distillation:
-    """The teacher sees the student's pictures, which it was trained on alike."""
+    """The teacher sees the student's images, which it was trained on alike."""
     if weights is None or not (weights / teacher).is_dir():
         raise ValueError(f"Expected weights of the teacher {teacher}, trained before, got none in {weights}.")
     model = AutoModelForImageClassification.from_pretrained(weights / teacher, dtype=torch.float32)
@@ -224,7 +224,7 @@ def fit(
     Args:
         model ([`PreTrainedModel`]): A classifier of any kind.
         config ([`FocusViTConfig`]): What the model is fed with: the model's own where it is a FocusViT.
-        plan ([`Recipe`]), seed (`int`), pictures ([`Pictures`]): See [`train`]; the seed is the pictures' alone.
+        plan ([`Recipe`]), seed (`int`), pictures ([`Pictures`]): See [`train`]; the seed is the images' alone.
         distillation ([`Distillation`], *optional*): A teacher's part in the loss.
 
     Returns:
@@ -297,7 +297,7 @@ def optimise(
 def batches(
     pictures: Pictures, config: FocusViTConfig, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One epoch: augmented pictures in 8 bits `(batch_size, 3, height, width)`, and classes or probabilities."""
+    """One epoch: augmented images in 8 bits `(batch_size, 3, height, width)`, and classes or probabilities."""
     augmentation = recipe.augmentation()
     order = torch.randperm(len(pictures), generator=generator)
     for index in order.split(recipe.batch_size):
@@ -338,7 +338,7 @@ def model_inputs(
     generator: torch.Generator | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    What a model takes for pictures in 8 bits: normalised pixels, and the map where it pools over one.
+    What a model takes for images in 8 bits: normalised pixels, and the map where it pools over one.
 
     Args:
         config ([`FocusViTConfig`]): The model's.
@@ -370,7 +370,7 @@ def predict(
     config: FocusViTConfig | None = None,
 ) -> torch.Tensor:
     """
-    Logits `(count, num_labels)` of pictures in 8 bits `(count, 3, height, width)`, in float32; `config` says what a
+    Logits `(count, num_labels)` of images in 8 bits `(count, 3, height, width)`, in float32; `config` says what a
     model is fed with that is no FocusViT.
     """
     model.eval()
@@ -381,7 +381,7 @@ def predict(
 
 
 def outcomes(run: Run, pictures: Pictures) -> tuple[np.ndarray, float]:
-    """Whether each picture is classified correctly, `(count,)` bool, and the mean cross entropy in nats."""
+    """Whether each image is classified correctly, `(count,)` bool, and the mean cross entropy in nats."""
     logits = predict(run.model, pictures.images, run.recipe.regions)
     loss = torch.nn.functional.cross_entropy(logits, pictures.labels)
     return (logits.argmax(dim=1) == pictures.labels).numpy(), float(loss)

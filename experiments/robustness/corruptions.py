@@ -1,4 +1,4 @@
-"""What happens to pictures outside the laboratory: compression, blur, light, rotation, another aspect, more pixels."""
+"""What happens to images outside the laboratory: compression, blur, light, rotation, another aspect, more pixels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rotate(images: torch.Tensor, degrees: float = 10.0) -> torch.Tensor:
 
 
 def stretch(images: torch.Tensor, vertical: float = 1.0, horizontal: float = 1.0) -> torch.Tensor:
-    """Resized by a factor an axis, bilinear: the picture is larger then, all of it is there, and objects are long."""
+    """Resized by a factor an axis, bilinear: the image is larger then, all of it is there, and objects are long."""
     size = [round(images.shape[2] * vertical), round(images.shape[3] * horizontal)]
     return _restored(F.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False))
 

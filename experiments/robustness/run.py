@@ -1,40 +1,37 @@
 """
-Measures trained models on pictures they were not trained for: corrupted, stretched, larger, with other K.
+Measures trained models on images they were not trained for: corrupted, stretched, larger, with other K.
 
     python -m experiments.robustness.run controls_36 --variants superpixel dense_linear --control dense_linear \\
         --seeds 0 1
 
-Reads the weights that `micro.py` left in its cache, measures each variant of the question on the pictures of the split
-as they are and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What counts
-is the change from the clean pictures; a variant's is compared with the control's, paired over pictures and seeds. A
-variant of another question is named with it: `elastic/drawn_k`.
+Reads the weights that `micro/run.py` left in its cache, measures each variant of the question on the images of the
+split as they are and under every change, and writes `experiments/tables/<question>-robustness.json` and `.md`. What
+counts is the change from the clean images; a variant's is compared with the control's, paired over images and seeds.
+A variant of another question is named with it: `elastic/drawn_k`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from experiments.micro.data import CACHE, DATA, SPLITS, Pictures, evaluation_pictures
-from experiments.micro.heap import keep_heap
+from experiments.micro.arguments import add_options, parser_of
+from experiments.micro.data import Pictures, evaluation_pictures
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
+from experiments.micro.processes import keep_heap
 from experiments.micro.questions import QUESTIONS, Question
-from experiments.micro.results import RESULTS, folder_of
+from experiments.micro.results import folder_of, write_table
 from experiments.micro.run import load_run
-from experiments.micro.tables import TABLES
 from experiments.micro.training import predict, settings
 from experiments.robustness.corruptions import CORRUPTIONS
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import write_json, write_whole
 
 
 # Of the number of superpixels in training.
@@ -43,7 +40,7 @@ Outcomes = dict[str, np.ndarray]
 
 
 def realisable(count: float, config: FocusViTConfig) -> int:
-    """The number nearest to `count` that can be laid out on a picture of the configuration's size."""
+    """The number nearest to `count` that can be laid out on an image of the configuration's size."""
     for candidate in sorted(range(1, 2 * round(count) + 2), key=lambda k: abs(k - count)):
         try:
             config.require_num_superpixels(candidate)
@@ -72,14 +69,14 @@ def measure(
     corruptions: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = CORRUPTIONS,
 ) -> Outcomes:
     """
-    Whether each picture is right, by condition: `"clean"`, each corruption, `"larger"`, and `"k_<number>"`.
+    Whether each image is right, by condition: `"clean"`, each corruption, `"larger"`, and `"k_<number>"`.
 
     Args:
         model (`FocusViTForImageClassification`): A dense model is measured at its own number of tokens only.
         pictures ([`Pictures`]): Those to measure on, at the size of training.
-        larger ([`Pictures`], *optional*): The same pictures with more pixels.
-        regions (`str`): What the model was trained with, see `regions.region_ids`.
-        corruptions (mapping): What is done to the pictures.
+        larger ([`Pictures`], *optional*): The same images with more pixels.
+        regions (`str`): What the model was trained with, see `micro.regions.region_ids`.
+        corruptions (mapping): What is done to the images.
     """
 
     def right(images: torch.Tensor) -> np.ndarray:
@@ -90,7 +87,7 @@ def measure(
     if larger is not None:
         changed["larger"] = larger.images
     for name, images in changed.items():
-        # Very large patches do not divide every stretched picture.
+        # Very large patches do not divide every stretched image.
         if model.config.takes_size(*images.shape[2:]):
             result[name] = right(images)
     if model.config.patch_pooling != "none":
@@ -103,7 +100,7 @@ def measure(
 
 def rows_of(measured: Mapping[str, Mapping[int, Outcomes]], control: str, margin: float) -> list[dict[str, Any]]:
     """
-    One row for each variant and condition: the accuracy, the drop from the clean pictures with its interval, and how
+    One row for each variant and condition: the accuracy, the drop from the clean images with its interval, and how
     much smaller (positive) or larger the drop is than the control's.
 
     Args:
@@ -170,18 +167,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], control: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures every run of the question whose weights are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--variants", nargs="+", help="By default all whose weights are there.")
     parser.add_argument("--control", help="Whose drop the others' is compared with; by default the question's own.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--split", choices=SPLITS, default="test", help="What the runs were measured on.")
-    parser.add_argument("--larger", type=int, default=192, help="Side in pixels of the larger pictures.")
-    parser.add_argument("--limit", type=int, help="Measure on the first so many pictures.")
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="As given to micro.py.")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="As given to micro.py.")
-    parser.add_argument("--tables", type=Path, default=TABLES)
+    add_options(parser, "seeds", "split", "data", "cache", "results", "tables")
+    parser.add_argument("--larger", type=int, default=192, help="Side in pixels of the larger images.")
+    parser.add_argument("--limit", type=int, help="Measure on the first so many images.")
     arguments = parser.parse_args(argv)
     question = question_named(arguments.question)
     control = arguments.control or question.control
@@ -211,9 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rows": rows,
     }
     stem = f"{folder_of(arguments.question, split)}-robustness"
-    write_json(arguments.tables / f"{stem}.json", content)
-    write_whole(arguments.tables / f"{stem}.md", markdown(rows, control).encode())
-    print(markdown(rows, control))
+    write_table(arguments.tables, stem, content, markdown(rows, control))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 import copy
-import json
 import re
 
 import pytest
 
 from benchmark_results import SETTINGS, benchmark_result
-from focusvit_hf.benchmark.report import aligned, compare, memory_of, read_result, report, settings_of, times_of
+from focusvit_hf.benchmark.report import aligned, compare, report
 
 
 @pytest.fixture
@@ -15,15 +14,6 @@ def result():
 
 def cells(line):
     return re.split(r" {2,}", line.strip())
-
-
-def test_records_are_found_by_setting(result):
-    assert settings_of(result) == list(SETTINGS)
-    times = times_of(result, ("inference", 448, 8))
-    assert list(times) == ["ViT-Ti/16", "focusvit-tiny-full"]
-    assert times["ViT-Ti/16"]["decode"]["median_ms"] == 4.0
-    assert memory_of(result, ("training", 224, 32))["focusvit-tiny-full"]["share"] == 0.5
-    assert memory_of(result, ("inference", 224, 1)) == {}
 
 
 def test_report_shows_every_setting_with_ratios_of_what_can_be_compared(result):
@@ -114,20 +104,6 @@ def test_report_names_the_processor_where_it_is_known(result):
     assert report(result).splitlines()[0] == "cpu (AMD EPYC, AVX2), 2 threads, float32"
     result["environment"]["device"] = "cuda (NVIDIA H200)"
     assert report(result).splitlines()[0] == "cuda (NVIDIA H200), 2 threads, float32"
-
-
-def test_reading_refuses_what_is_no_benchmark(result, tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(result))
-    assert read_result(path) == result
-    path.write_text(json.dumps({"rows": []}))
-    with pytest.raises(ValueError, match=r"Expected the JSON of a benchmark in .*without memory, costs"):
-        read_result(path)
-    path.write_text("not JSON")
-    with pytest.raises(ValueError, match="expected JSON"):
-        read_result(path)
-    with pytest.raises(FileNotFoundError):
-        read_result(tmp_path / "absent.json")
 
 
 def test_columns_are_aligned():

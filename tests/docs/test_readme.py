@@ -4,7 +4,7 @@ import json
 import re
 
 from blobs import ROOT
-from focusvit_hf.benchmark.report import read_result, times_of
+from focusvit_hf.benchmark.result import read_result, times_of
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -75,14 +75,16 @@ def test_the_fields_of_micro_results_are_there(parquet, tmp_path):
 
 
 def test_the_program_trains_what_is_left(parquet, tmp_path, monkeypatch, capsys):
-    def one_by_one(jobs, workers):
-        assert workers == 1
-        for name, job in jobs.items():
-            print(name, "parameters" in job.func(*job.args, **{**job.keywords, "batch_size": 16}))
+    def one_by_one(todo, finished, job_of, prepare, workers):
+        assert (finished, workers) == (0, 1)
+        prepare()
+        for peer, seed in todo:
+            job = job_of(peer, seed)
+            print(peer, seed, "parameters" in job.func(*job.args, **{**job.keywords, "batch_size": 16}))
 
     monkeypatch.setattr(peers, "side_by_side", one_by_one)
     command = ["--peers", "LeViT-128S", "--epochs", "1", "--workers", "1"]
     places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
     command += [part for name, place in places.items() for part in (f"--{name}", str(place))]
     peers.main([*command, "--seeds", "0"])
-    assert capsys.readouterr().out == "1 runs, 0 finished before\nLeViT-128S, seed 0 True\n"
+    assert capsys.readouterr().out == "LeViT-128S 0 True\n"

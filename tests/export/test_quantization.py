@@ -5,7 +5,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from focusvit_hf.export.graph import export_model
+from focusvit_hf.export import export_model
 from quantization import UNQUANTIZED_SIZE, check_accuracy, checkpoint, reference
 
 

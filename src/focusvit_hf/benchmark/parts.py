@@ -1,4 +1,4 @@
-"""The path of a picture, split into parts that can be timed, and the training step."""
+"""The path of an image, split into parts that can be timed, and the training step."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ def split_subjects(
     compiled: bool = False,
 ) -> dict[str, Callable[[], Any]]:
     """
-    The whole path of a batch of pictures and its parts, each as something to time.
+    The whole path of a batch of images and its parts, each as something to time.
 
     Args:
         model ([`PreTrainedModel`]): A classifier, FocusViT or another; it is set to evaluation mode.
@@ -38,9 +38,9 @@ def split_subjects(
         compiled (`bool`, *optional*, defaults to `False`): Whether `torch.compile` runs the model.
 
     Returns:
-        `dict[str, Callable]`: `decode` where the pictures are encoded; `processor` (without superpixels); where there
+        `dict[str, Callable]`: `decode` where the images are encoded; `processor` (without superpixels); where there
         are superpixels, `superpixels` alone and `model` (given the map); `pixels_to_logits` (superpixels counted);
-        `whole_path` (picture to the number of its class). On an accelerator the whole path leaves the superpixels to
+        `whole_path` (image to the number of its class). On an accelerator the whole path leaves the superpixels to
         the model, which computes them there.
     """
     without = {"do_superpixels": False} if isinstance(image_processor, FocusViTImageProcessor) else {}
@@ -91,7 +91,7 @@ def time_split(
     warmup: int = 2,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """
-    Where the time of a picture goes, for several systems in the same run.
+    Where the time of an image goes, for several systems in the same run.
 
     Args:
         systems (mapping from `str` to pairs of model and image processor): What to compare, all on one device.
@@ -99,7 +99,7 @@ def time_split(
         repeats (`int`, *optional*, defaults to 7), warmup (`int`, *optional*, defaults to 2): See [`interleaved`].
 
     Returns:
-        `dict`: By system and part (see [`split_subjects`]) the [`summary`], in milliseconds a picture.
+        `dict`: By system and part (see [`split_subjects`]) the [`summary`], in milliseconds an image.
     """
     subjects = {
         (system, part): subject

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import write_whole
-from .report import machine, memory_of, settings_of, times_of
+from .report import machine
+from .result import memory_of, settings_of, times_of
 
 
 # Colours of Okabe and Ito, which everybody can tell apart; the two strongest are ours.
@@ -38,7 +39,7 @@ def require_matplotlib() -> None:
 
 def draw_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """
-    Draws what [`~benchmark_run.measure`] returned, or what was read from its JSON.
+    Draws what [`~run.measure`] returned, or what was read from its JSON.
 
     Args:
         result (`dict`): The benchmark.
@@ -75,7 +76,7 @@ def draw_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw_throughput(result: Mapping[str, Any], figure: Any) -> bool:
-    """Pictures a second against resolution, or bars where there is one resolution only."""
+    """Images a second against resolution, or bars where there is one resolution only."""
     settings = [setting for setting in _largest_batches(result) if setting[0] == "inference"]
     points: dict[str, list[tuple[int, float]]] = {}
     for setting in settings:

@@ -1,10 +1,9 @@
 """What a benchmark's dictionary says, as text: a table for each setting, costs, and a comparison with another run."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..utils.files import read_json
+from .result import SettingKey, memory_of, settings_of, times_of
 
 
 # Columns of a table, in the order of the path, with their heads.
@@ -22,45 +21,6 @@ COMPARED_PARTS = ("pixels_to_logits", "whole_path", "training_step")
 # What makes two results hard to compare where it differs; earlier results lack some of it.
 _COMPARED_ENVIRONMENT = ("device", "processor", "cpu_capability", "threads", "dtype", "torch", "transformers")
 _COMPARED_SETTINGS = ("baseline", "compiled", "image_processors")
-LISTS = ("rows", "memory", "costs", "failures")
-_Key = tuple[str, int, int]
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """
-    Reads what `focusvit benchmark --out` wrote.
-
-    Raises:
-        ValueError: when it is no such file.
-        OSError: when it cannot be read.
-    """
-    result = read_json(path)
-    missing = [name for name in (*LISTS, "settings", "environment") if name not in result]
-    if missing:
-        raise ValueError(f"Expected the JSON of a benchmark in {path}, got one without {', '.join(missing)}.")
-    return result
-
-
-def settings_of(result: Mapping[str, Any]) -> list[_Key]:
-    """(mode, resolution, batch size) of each setting that has rows, in their order."""
-    return list(dict.fromkeys((row["mode"], row["resolution"], row["batch_size"]) for row in result["rows"]))
-
-
-def times_of(result: Mapping[str, Any], setting: _Key) -> dict[str, dict[str, dict[str, Any]]]:
-    """The rows of a setting by subject and part."""
-    times: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in _of_setting(result["rows"], setting):
-        times.setdefault(row["subject"], {})[row["part"]] = row
-    return times
-
-
-def memory_of(result: Mapping[str, Any], setting: _Key) -> dict[str, dict[str, Any]]:
-    """The memory of a setting by subject."""
-    return {row["subject"]: row for row in _of_setting(result["memory"], setting)}
-
-
-def _of_setting(rows: Sequence[dict[str, Any]], setting: _Key) -> Iterator[dict[str, Any]]:
-    return (row for row in rows if (row["mode"], row["resolution"], row["batch_size"]) == setting)
 
 
 def machine(place: Mapping[str, Any]) -> str:
@@ -92,7 +52,7 @@ def describe_failure(failure: Mapping[str, Any]) -> str:
     return f"{failure['what']} of {failure['subject']} ({where}): {failure['error']}"
 
 
-def _setting_table(result: Mapping[str, Any], setting: _Key) -> list[str]:
+def _setting_table(result: Mapping[str, Any], setting: SettingKey) -> list[str]:
     times, memory = times_of(result, setting), memory_of(result, setting)
     parts = [part for part in PART_NAMES if any(part in rows for rows in times.values())]
     mode, resolution, batch_size = setting

@@ -1,7 +1,7 @@
 """
-What `focusvit benchmark` can measure: models with their processors, and pictures.
+What `focusvit benchmark` can measure: models with their processors, and images.
 
-[`FocusViTImageProcessor`] prepares the pictures of every subject, so that their ways from a picture to its class
+[`FocusViTImageProcessor`] prepares the images of every subject, so that their ways from an image to its class
 differ in what the models need and not in whose code resizes. Peers get the size, crop, filter, mean and standard
 deviation of their own processor in transformers, whose resize is PIL's and slower, and no superpixels.
 """
@@ -76,7 +76,7 @@ class Subject:
     process: Callable[[Any, int], BaseImageProcessor]
 
     def build(self, resolution: int) -> tuple[Any, BaseImageProcessor]:
-        """Model and image processor for pictures of `resolution` x `resolution` pixels."""
+        """Model and image processor for images of `resolution` x `resolution` pixels."""
         config = self.configure(resolution)
         return self.model_class(config), self.process(config, resolution)
 
@@ -258,7 +258,7 @@ def read_pictures(folder: Path) -> list[bytes]:
     The JPEG files of a folder, in the order of their names.
 
     Raises:
-        ValueError: when there is none, or one that is no picture.
+        ValueError: when there is none, or one that is no image.
     """
     if not folder.is_dir():
         raise ValueError(f"Expected a folder of JPEG files, got {folder}.")
@@ -275,5 +275,5 @@ def read_pictures(folder: Path) -> list[bytes]:
 
 
 def batch_of(pictures: Sequence[bytes], size: int) -> list[bytes]:
-    """`size` pictures, from the first on, again and again."""
+    """`size` images, from the first on, again and again."""
     return [pictures[index % len(pictures)] for index in range(size)]

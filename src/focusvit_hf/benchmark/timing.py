@@ -79,7 +79,7 @@ def _timed(subject: Callable[[], Any], device: torch.device | None) -> float:
 
 def summary(seconds: Sequence[float], count: int = 1) -> dict[str, float]:
     """
-    Median, quartiles and percentiles of repeated timings, in milliseconds for each of `count` pictures.
+    Median, quartiles and percentiles of repeated timings, in milliseconds for each of `count` images.
 
     Returns:
         `dict[str, float]` with the keys `median_ms`, `lower_quartile_ms`, `upper_quartile_ms`, `p5_ms`, `p95_ms`.

@@ -9,7 +9,8 @@ import torch
 
 from ..benchmark.parts import PARTS
 from ..benchmark.plots import draw_plots, require_matplotlib
-from ..benchmark.report import compare, describe_failure, read_result, report
+from ..benchmark.report import compare, describe_failure, report
+from ..benchmark.result import read_result
 from ..benchmark.run import MODES, Plan, Setting, measure
 from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
 from ..utils.files import check_folder, write_json

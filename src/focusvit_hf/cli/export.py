@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..export.graph import EXPORT_FILES, GRAPH_INPUTS, QUANTIZATIONS, export_model
+from ..export.folder import EXPORT_FILES, QUANTIZATIONS, export_model
+from ..export.graph import GRAPH_INPUTS
 from ..hub.checkpoints import load_checkpoint
 from ..utils.files import read_json
 from .arguments import add_num_superpixels, count
@@ -14,7 +15,7 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "export",
         help="write a checkpoint as one graph, for ONNX Runtime or torch.export",
-        description="Writes a folder with a checkpoint as one graph, its labels and how pictures are prepared.",
+        description="Writes a folder with a checkpoint as one graph, its labels and how images are prepared.",
     )
     command.add_argument("checkpoint", metavar="FOLDER_OR_NAME", help="a FocusViT, a folder or a name on the Hub")
     command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
@@ -25,13 +26,13 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
         "--input",
         choices=GRAPH_INPUTS,
         default="images",
-        help="what the graph takes: pictures in uint8 (by default) or normalised pixel_values, both cut into "
+        help="what the graph takes: images in uint8 (by default) or normalised pixel_values, both cut into "
         "superpixels in the graph; or pixel_values and their superpixel_ids",
     )
     add_num_superpixels(command)
     command.add_argument("--quantize", choices=QUANTIZATIONS, help="weights in 8 bits, for onnx")
     command.add_argument(
-        "--batch", type=_batch, metavar="N|dynamic", help="pictures that the graph takes at a time; by default dynamic"
+        "--batch", type=_batch, metavar="N|dynamic", help="images that the graph takes at a time; by default dynamic"
     )
     command.set_defaults(run=export)
 

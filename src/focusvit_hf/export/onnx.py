@@ -8,18 +8,30 @@ import torch
 
 # Where the exporter says which modules of the model a node comes from.
 _SCOPE = "pkg.torch.onnx.class_hierarchy"
-
-
+# What is quantised: linear layers inside the encoder's layers.
 _QUANTIZED_LAYER, _QUANTIZED_MODULE = "FocusViTLayer", "torch.nn.modules.linear.Linear"
 
 
-def _write_onnx(
+def write_onnx(
     program: torch.export.ExportedProgram,
     outputs: list[str],
     file: Path,
     quantization: str | None,
     batch_size: int | None,
 ) -> None:
+    """
+    Writes a program as ONNX.
+
+    Args:
+        program (`torch.export.ExportedProgram`): What is written.
+        outputs (`list[str]`): Names of its outputs, in their order.
+        file (`Path`): Where to.
+        quantization (`str`, *optional*): `"int8"` for the linear layers of the encoder.
+        batch_size (`int`, *optional*): The number of images it takes; by default any.
+
+    Raises:
+        RuntimeError: when it is to be quantised and holds no such layer.
+    """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
@@ -45,7 +57,8 @@ def _write_onnx(
     quantize_dynamic(model, file, per_channel=True, reduce_range=True, nodes_to_quantize=linear)
 
 
-def _run_onnx(file: Path, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def run_onnx(file: Path, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The outputs of a graph by name, computed on the CPU."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""One graph from a picture to its logits: ONNX Runtime and torch.export against the model, on real pictures."""
+"""One graph from an image to its logits: ONNX Runtime and torch.export against the model, on real pictures."""
 
 import itertools
 import json
@@ -11,21 +11,28 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from skimage.data import rocket
 
+import focusvit_hf.export
 from focusvit_hf import FocusViTConfig, FocusViTImageProcessor
 from focusvit_hf.cli.__main__ import main
-from focusvit_hf.export import graph as export
-from focusvit_hf.export.graph import export_model
-from focusvit_hf.hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from focusvit_hf.export import export_model
+from focusvit_hf.export import folder as export
 
 
 NAMES = ["cat", "astronaut", "cup", "rocket", "other"]
 LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
 # By what a graph takes, another model each: together they use every part that has operators of its own.
 VARIANTS = {
-    "images": {"superpixel_iterations": 2, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.23, 0.22, 0.23]},
+    "images": {
+        "superpixel_iterations": 2,
+        "num_hidden_layers": 1,
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.23, 0.22, 0.23],
+    },
     "pixel_values": {
+        "superpixel_iterations": 1,
         "embedding_type": "patch",
         "position_embedding_type": "learned",
         "superpixel_assignment": "hard",
@@ -33,7 +40,12 @@ VARIANTS = {
         "layer_types": ["full_attention", "latent_attention", "full_attention"],
         "num_hidden_layers": 3,
     },
-    "superpixel_ids": {"superpixel_method": "skimage", "embedding_type": "patch", "num_superpixels": [3, 5]},
+    "superpixel_ids": {
+        "superpixel_method": "skimage",
+        "embedding_type": "patch",
+        "num_superpixels": [3, 5],
+        "num_hidden_layers": 1,
+    },
 }
 SIZES = (1, 2, 9)
 LEVELS = [onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL]
@@ -95,7 +107,8 @@ def test_onnx_runtime_agrees_with_the_model(exported, pictures, graph_input):
             np.testing.assert_array_equal(found[1], prepared["superpixel_ids"])
 
 
-@pytest.mark.parametrize("graph_input", VARIANTS)
+# Normalised pixels alone are in the test of models without superpixels.
+@pytest.mark.parametrize("graph_input", ["images", "superpixel_ids"])
 def test_the_exported_program_agrees_with_the_model(exported, pictures, graph_input):
     model, processor, folder = exported(graph_input, "torch-export")
     program = torch.export.load(folder / "model.pt2").module()
@@ -110,7 +123,7 @@ def test_the_exported_program_agrees_with_the_model(exported, pictures, graph_in
 
 @pytest.mark.parametrize("variant", [{"patch_pooling": "none"}, {"patch_pooling": "grid", "num_channels": 1}])
 def test_a_model_without_superpixels_gives_logits_only(tiny_model, tmp_path, variant):
-    model = tiny_model(**variant)
+    model = tiny_model(**variant, num_hidden_layers=1)
     options = {"export_format": "torch-export", "graph_input": "pixel_values", "batch_size": 3}
     program = torch.export.load(export_model(model, processor_of(model), tmp_path / "out", **options) / "model.pt2")
     pixel_values = torch.randn(3, model.config.num_channels, 32, 32)
@@ -169,31 +182,44 @@ def test_the_size_is_that_of_the_processors_pictures(tiny_model, tmp_path):
     assert [value["shape"] for value in inputs.values()] == [["batch", 3, 40, 48], ["batch", 20, 24]]
 
 
-def test_the_usage_in_the_docstring_runs_without_torch(exported, photographs, tmp_path):
+def test_the_recipe_in_the_docstring_prepares_files_as_the_processor_does(exported, tmp_path):
+    """Without torch: an ordinary file, a 16-bit grey one, a transparent one, a photograph on its side."""
     model, processor, folder = exported("images", "onnx")
     (tmp_path / "exported").symlink_to(folder)
-    picture = Image.fromarray(photographs[0].permute(1, 2, 0).numpy())
-    picture.save(tmp_path / "cat.png")
-    usage = export.__doc__.split("```python\n")[1].split("```")[0]
-    usage += "\nimport sys\nassert not {'torch', 'transformers', 'focusvit_hf'} & set(sys.modules)\n"
-    done = subprocess.run([sys.executable, "-c", usage], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    photograph = Image.fromarray(rocket()).resize((96, 64))
+    grey = np.asarray(photograph.convert("L")).astype(np.uint16) * 257
+    transparent = photograph.copy()
+    transparent.putalpha(photograph.convert("L"))
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    photograph.save(tmp_path / "plain.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    transparent.save(tmp_path / "transparent.png")
+    photograph.save(tmp_path / "rotated.png", exif=orientation)
+    names = ["plain.png", "grey.png", "transparent.png", "rotated.png"]
+
+    recipe = focusvit_hf.export.__doc__.split("```python\n")[1].split("```")[0]
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "export.md"
+    assert f"```python\n{recipe}```" in guide.read_text()
+    script = f"""
+import sys
+for name in {names}:
+    exec({recipe!r}.replace("cat.png", name))
+    np.save(name + ".npy", images)
+assert not {{'torch', 'transformers', 'focusvit_hf'}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    with torch.no_grad():
-        best = model(**processor(picture, return_tensors="pt")).logits.argmax().item()
-    assert done.stdout.strip() == NAMES[best]
 
-
-def test_the_shipped_checkpoint_on_cifar10(cifar10_test, tmp_path):
-    images, _ = cifar10_test(500)
-    model, processor = load_checkpoint(str(DEFAULT_CHECKPOINT))
-    folder = export_model(model, processor, tmp_path / "out")
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    logits, ids = session.run(None, {"images": images.numpy()})
-    prepared = processor(list(images), return_tensors="pt")
+    upright = [ImageOps.exif_transpose(Image.open(tmp_path / name)) for name in names]
+    only_sized = {"do_rescale": False, "do_normalize": False, "do_superpixels": False}
+    expected = processor(upright, return_tensors="pt", **only_sized)["pixel_values"]
+    found = np.concatenate([np.load(tmp_path / f"{name}.npy") for name in names]).astype(np.float32)
+    # PIL's filter and PyTorch's round differently.
+    np.testing.assert_allclose(found, expected, atol=1)
     with torch.no_grad():
-        expected = model(**prepared).logits
-    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-4)
-    np.testing.assert_array_equal(ids, prepared["superpixel_ids"])
+        best = model(**processor(upright, return_tensors="pt")).logits.argmax(dim=1).tolist()
+    assert done.stdout.split() == [NAMES[index] for index in best]
 
 
 # Errors.
@@ -251,10 +277,11 @@ def test_nothing_is_replaced(tiny_model, tmp_path):
 
 
 def test_a_graph_that_differs_is_not_written(tiny_model, tmp_path, monkeypatch):
-    model = tiny_model()
+    model = tiny_model(num_hidden_layers=1)
+    options = {"export_format": "torch-export", "graph_input": "superpixel_ids", "batch_size": 1}
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="Expected the logits of the model"):
-        export_model(model, processor_of(model), tmp_path / "out", export_format="torch-export", batch_size=1)
+        export_model(model, processor_of(model), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -271,13 +298,14 @@ def test_other_superpixels_are_found():
 
 @pytest.fixture
 def checkpoint(tiny_model, tmp_path):
-    model = tiny_model(**LABELS)
+    """In half precision, which is a way to store weights."""
+    model = tiny_model(**LABELS, num_hidden_layers=1).bfloat16()
     model.save_pretrained(tmp_path / "checkpoint")
     processor_of(model).save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
-def test_the_command_writes_the_folder_and_says_what_to_feed(checkpoint, tmp_path, capsys):
+def test_the_command_writes_the_folder_in_full_precision_and_says_what_to_feed(checkpoint, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     arguments = ["--format", "torch-export", "--input", "superpixel_ids", "--batch", "dynamic"]
     assert main(["export", str(checkpoint), str(out), *arguments]) == 0
@@ -285,14 +313,6 @@ def test_the_command_writes_the_folder_and_says_what_to_feed(checkpoint, tmp_pat
     assert "pixel_values float32 ['batch', 3, 32, 32]" in printed
     assert "superpixel_ids int64 ['batch', 16, 16]" in printed
     assert f"wrote {out / 'model.pt2'}" in printed and (out / "model.pt2").is_file()
-
-
-def test_the_command_computes_in_full_what_is_stored_in_half(tiny_model, tmp_path):
-    model = tiny_model(**LABELS).bfloat16()
-    model.save_pretrained(tmp_path / "half")
-    processor_of(model).save_pretrained(tmp_path / "half")
-    arguments = ["--format", "torch-export", "--input", "superpixel_ids", "--batch", "1"]
-    assert main(["export", str(tmp_path / "half"), str(tmp_path / "out"), *arguments]) == 0
 
 
 @pytest.mark.parametrize(
