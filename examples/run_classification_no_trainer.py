@@ -3,7 +3,7 @@ Trains a FocusViT for image classification in a plain loop with Accelerate, to b
 
     python examples/run_classification_no_trainer.py configuration/recipes/cifar10-nano.json --output_dir runs/cifar10
     accelerate launch --config_file configuration/accelerate/fsdp.yaml examples/run_classification_no_trainer.py \
-        --preset focusvit-base --train_dir pictures/train --output_dir runs/mine --do_train
+        --preset focusvit-base --train_dir images/train --output_dir runs/mine --do_train
 
 Flags, recipes, data and results are those of `run_classification.py`, as far as they concern the data, the model, the
 optimiser, its schedule and precision, and when to log, evaluate and save. A run that was interrupted goes on from its
@@ -12,44 +12,41 @@ last checkpoint when the same command is given again.
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerState, get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
-from focusvit_hf.training.arguments import (
-    TrainingArguments,
-    clear_output_dir,
-    json_object,
-    parse_arguments,
-    prepare_output_dir,
-    public_command,
-)
+from focusvit_hf.training.arguments import TrainingArguments, json_object
 from focusvit_hf.training.averaging import ExponentialMovingAverage
+from focusvit_hf.training.checkpoints import (
+    PROGRESS_FILE,
+    STAGING_FOLDER,
+    begin_checkpoint,
+    check_state,
+    check_weights,
+    checkpoint_folder,
+    discard_unfinished,
+    discarding_unfinished,
+)
 from focusvit_hf.training.data import require_a_batch
-from focusvit_hf.training.metrics import TopKAccuracy
+from focusvit_hf.training.evaluation import TopKAccuracy, ranked
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
-from focusvit_hf.training.setup import Setup, finish, set_up
-from focusvit_hf.training.trainer import STAGING_FOLDER
-from focusvit_hf.utils.files import discarded_on_error, read_json, replace_files, write_json
-
-
-PROGRESS_FILE = "progress.json"
+from focusvit_hf.training.output_folder import clear_output_dir
+from focusvit_hf.training.run import Outcome, run
+from focusvit_hf.training.setup import Setup
+from focusvit_hf.utils.files import read_json, replace_files, write_json
 
 
 class Loop:
@@ -72,12 +69,11 @@ class Loop:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
             cpu=args.use_cpu,
-            # The loop itself counts the batches of a step and weighs them.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         )
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if sharded and args.ema_decay:
+        self.sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.sharded and args.ema_decay:
             raise ValueError("expected no --ema_decay where the weights are sharded, got one")
         self.ema = ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None
         self.history: list[dict[str, float]] = []
@@ -87,29 +83,31 @@ class Loop:
         self.learning_rate = 0.0
         self.model: Any = setup.model
         self.eval_loader = self.accelerator.prepare(self._loader(training=False)) if setup.eval_rows else None
-        if args.do_train:
-            batch_size = args.per_device_train_batch_size * self.accelerator.num_processes
-            require_a_batch(setup.train_rows, batch_size, args)
-            make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
-            optimizer = make_optimizer(parameter_groups(setup.model, args.weight_decay), **options)
-            self.model, self.optimizer, self.train_loader = self.accelerator.prepare(
-                setup.model, optimizer, self._loader(training=True)
-            )
-            self.total = self._total_steps()
-            # Intervals below 1 are shares of all steps.
-            self.intervals = TrainerState()
-            self.intervals.compute_steps(args, self.total)
-            # Not prepared: Accelerate would step it once for each process.
-            self.scheduler = get_scheduler(
-                args.lr_scheduler_type,
-                self.optimizer,
-                args.get_warmup_steps(self.total),
-                self.total,
-                json_object("--lr_scheduler_kwargs", args.lr_scheduler_kwargs) or None,
-            )
-            self.accelerator.register_for_checkpointing(self.scheduler)
-        else:
+        if not args.do_train:
             self.model = self.accelerator.prepare(setup.model)
+            return
+        require_a_batch(setup.train_rows, args.per_device_train_batch_size * self.accelerator.num_processes, args)
+        make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = make_optimizer(parameter_groups(setup.model, args.weight_decay), **options)
+        self.model, self.optimizer, self.train_loader = self.accelerator.prepare(
+            setup.model, optimizer, self._loader(training=True)
+        )
+        self.total = args.max_steps
+        if self.total <= 0:
+            steps_in_epoch = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps)
+            self.total = math.ceil(args.num_train_epochs * steps_in_epoch)
+        # Intervals below 1 are shares of all steps.
+        self.intervals = TrainerState()
+        self.intervals.compute_steps(args, self.total)
+        # Not prepared: Accelerate would step it once for each process. Not registered for checkpoints either:
+        # Accelerate would read its state back as a pickle, which may run any code.
+        self.scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            self.optimizer,
+            args.get_warmup_steps(self.total),
+            self.total,
+            json_object("--lr_scheduler_kwargs", args.lr_scheduler_kwargs) or None,
+        )
 
     def _loader(self, training: bool) -> DataLoader:
         rows = self.setup.train_rows if training else self.setup.eval_rows
@@ -124,80 +122,72 @@ class Loop:
             generator=torch.Generator().manual_seed(self.args.seed),
         )
 
-    def _total_steps(self) -> int:
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self._steps_in_epoch())
-
-    def _steps_in_epoch(self) -> int:
-        return math.ceil(len(self.train_loader) / self.args.gradient_accumulation_steps)
-
     def train(self, checkpoint: str | None) -> None:
         """Trains to the last step, from `checkpoint` or from the beginning; ValueError where the loss diverges."""
-        epoch, done = self._resume(checkpoint) if checkpoint else (0, 0)
+        epoch, done = self._resume(Path(checkpoint)) if checkpoint else (0, 0)
         progress = tqdm(
             total=self.total,
             initial=self.step,
             disable=self.args.disable_tqdm or not self.accelerator.is_local_main_process,
         )
         while self.step < self.total:
-            batches = 0
-            for batches, window in self._windows(epoch, done):
-                self.losses += self._train_on(window)
+            self.setup.train_collator.epoch.fill_(epoch)
+            loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
+            loader.set_epoch(epoch)
+            for batch in loader:
+                self._train_on(batch, self._share(done))
+                done += 1
+                if not self.accelerator.sync_gradients:
+                    continue
                 self.step += 1
                 progress.update()
                 if self._due(self.args.logging_strategy, self.intervals.logging_steps):
                     self._log_training()
                 if self._due(self.args.eval_strategy, self.intervals.eval_steps):
                     self._log(self.evaluate())
-                if self._due(self.args.save_strategy, self.intervals.save_steps):
-                    self.save_checkpoint({"epoch": epoch, "batches": batches})
+                at_the_end = self.args.save_strategy == "steps" and self.step == self.total
+                if self._due(self.args.save_strategy, self.intervals.save_steps) or at_the_end:
+                    self.save_checkpoint({"epoch": epoch, "batches": done})
                 if self.step == self.total:
                     break
             else:
-                if batches == 0 and done == 0:
+                if done == 0:
                     raise ValueError("expected at least one batch to train on, got none; see --dataloader_drop_last")
-            epoch, done = epoch + 1, 0
+                epoch, done = epoch + 1, 0
             if self.args.logging_strategy == "epoch":
                 self._log_training()
             if self.args.eval_strategy == "epoch":
                 self._log(self.evaluate())
             if self.args.save_strategy == "epoch":
-                self.save_checkpoint({"epoch": epoch, "batches": 0})
+                self.save_checkpoint({"epoch": epoch, "batches": done})
         progress.close()
         require_finite(self._mean_loss(), self.step)
 
-    def _windows(self, epoch: int, done: int) -> Iterator[tuple[int, list[dict[str, torch.Tensor]]]]:
-        """The batches of each step of an epoch, beginning after `done`, and how many there were up to its end."""
-        self.setup.train_collator.epoch.fill_(epoch)
-        loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
-        loader.set_epoch(epoch)
-        batches = iter(loader)
-        while window := list(islice(batches, self.args.gradient_accumulation_steps)):
-            done += len(window)
-            yield done, window
+    def _share(self, number: int) -> float:
+        """The share of a batch in its step: the last step of an epoch may have fewer batches, of the same weight."""
+        batches = self.args.gradient_accumulation_steps
+        if not isinstance(self.setup.train_rows, IterableDataset):
+            batches = min(batches, len(self.train_loader) - number // batches * batches)
+        return 1 / batches
 
-    def _train_on(self, window: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """One step of the optimiser on the batches of `window`, each of the same weight; gives their mean loss."""
+    def _train_on(self, batch: dict[str, torch.Tensor], share: float) -> None:
+        """Adds the gradients of a batch, and makes a step of the optimiser where it is the last of its step."""
         self.model.train()
-        losses = []
-        for number, batch in enumerate(window, start=1):
-            self.accelerator.sync_gradients = number == len(window)
-            with nullcontext() if self.accelerator.sync_gradients else self.accelerator.no_sync(self.model):
-                loss = self._loss(batch)
-                self.accelerator.backward(loss / len(window))
-            losses.append(loss.detach())
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-        self.learning_rate = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        # A step whose gradients overflow in half precision is not made.
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update(self.accelerator.unwrap_model(self.model))
-        self.optimizer.zero_grad()
-        return torch.stack(losses).mean()
+        with self.accelerator.accumulate(self.model):
+            loss = self._loss(batch) * share
+            # Accelerate takes every step for one of --gradient_accumulation_steps batches.
+            self.accelerator.backward(loss * self.args.gradient_accumulation_steps)
+            self.losses += loss.detach()
+            if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.learning_rate = self.scheduler.get_last_lr()[0]
+            self.optimizer.step()
+            # A step whose gradients overflow in half precision is not made.
+            if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+                if self.ema is not None:
+                    self.ema.update(self.accelerator.unwrap_model(self.model))
+            self.optimizer.zero_grad()
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels = batch.pop("labels")
@@ -229,8 +219,7 @@ class Loop:
 
     def averaged(self) -> Any:
         """A context in which the model holds its averaged weights, where there are any."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return (self.ema or ExponentialMovingAverage(0.5)).applied(model)
+        return self.ema.applied(self.accelerator.unwrap_model(self.model)) if self.ema is not None else nullcontext()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -240,31 +229,24 @@ class Loop:
         Returns:
             `dict[str, float]`: eval_loss, eval_accuracy and, with five classes or more, eval_top_5_accuracy.
         """
-        metric = TopKAccuracy(keep_in_memory=True)
         if self.eval_loader is None:
             raise ValueError("expected --do_eval or --eval_strategy to evaluate, got neither")
-        losses, ranks, truths = [], [], []
+        metric, losses = TopKAccuracy(keep_in_memory=True), []
         self.model.eval()
         with self.averaged():
             for batch in self.eval_loader:
                 labels = batch.pop("labels")
                 logits = self.model(**batch)["logits"]
-                result = (
-                    soft_cross_entropy(logits, labels, reduction="none"),
-                    logits.topk(min(5, logits.shape[-1])).indices,
-                    labels,
-                )
-                loss, rank, truth = self.accelerator.gather_for_metrics(result)
+                result = soft_cross_entropy(logits, labels, reduction="none"), ranked(logits), labels
+                loss, ranks, truths = self.accelerator.gather_for_metrics(result)
                 losses.append(loss)
-                ranks.extend(rank.tolist())
-                truths.extend(truth.tolist())
-        figures = metric.compute(predictions=ranks, references=truths)
-        figures["loss"] = float(torch.cat(losses).mean())
+                metric.add_batch(predictions=ranks.tolist(), references=truths.tolist())
+        figures = {**metric.compute(), "loss": float(torch.cat(losses).mean())}
         return {f"eval_{key}": value for key, value in figures.items()}
 
     def save_checkpoint(self, place: dict[str, int]) -> None:
         """
-        Writes `checkpoint-<step>` whole or not at all, then deletes those beyond --save_total_limit.
+        Writes `checkpoint-<step>`, then deletes those beyond --save_total_limit.
 
         Args:
             place (`dict[str, int]`): The epoch, and how many of its batches are done.
@@ -273,32 +255,47 @@ class Loop:
             ValueError: If training has diverged; nothing is written or deleted then.
         """
         require_finite(self._mean_loss(), self.step)
-        folder = self.args.folder
-        staging = folder / STAGING_FOLDER
-        main = self.args.should_save
-        if main:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        with discarded_on_error(staging if main else None):
-            self.accelerator.save_state(str(staging))
+        run_folder, main = self.args.folder, self.args.should_save
+        folder = checkpoint_folder(run_folder, self.step)
+        with discarding_unfinished(run_folder, PROGRESS_FILE, main):
             if main:
-                self.setup.model.config.save_pretrained(staging)
+                begin_checkpoint(folder)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(folder))
+            # The random states of all processes, before the file that makes the checkpoint complete.
+            self.accelerator.wait_for_everyone()
+            if main:
+                self.setup.model.config.save_pretrained(folder)
                 if self.ema is not None:
-                    self.ema.save(staging)
-                write_json(staging / PROGRESS_FILE, {**place, "step": self.step, "history": self.history})
-        self.accelerator.wait_for_everyone()
+                    self.ema.save(folder)
+                schedule = json.loads(json.dumps(self.scheduler.state_dict()))
+                progress = {**place, "step": self.step, "history": self.history, "scheduler": schedule}
+                write_json(folder / PROGRESS_FILE, progress)
         if main:
-            final = folder / f"checkpoint-{self.step}"
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staging, final)
-            rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
+            discard_unfinished(run_folder, PROGRESS_FILE)
+            # Not by Accelerate's `ProjectConfiguration(total_limit=...)`, which deletes before it writes: a run that
+            # keeps one checkpoint would have none while the next is written.
+            rotate_checkpoints(str(run_folder), self.args.save_total_limit, use_mtime=True)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self, checkpoint: str) -> tuple[int, int]:
-        progress = read_json(Path(checkpoint) / PROGRESS_FILE)
-        self.accelerator.load_state(checkpoint)
+    def _resume(self, checkpoint: Path) -> tuple[int, int]:
+        progress = read_json(checkpoint / PROGRESS_FILE)
+        pickles = sorted(path.name for path in checkpoint.glob("custom_checkpoint_*.pkl"))
+        if pickles or "scheduler" not in progress:
+            raise ValueError(
+                f"expected the state of the learning rate in {checkpoint / PROGRESS_FILE}, got {pickles or 'none'}: "
+                "pickled state of an older version is not read"
+            )
+        if not self.sharded:
+            check_weights(checkpoint, self.model)
+            check_state(checkpoint / "optimizer.bin")
+        if self.accelerator.scaler is not None:
+            check_state(checkpoint / "scaler.pt")
+        check_state(checkpoint / f"random_states_{self.accelerator.process_index}.pkl", needed=False)
+        self.accelerator.load_state(str(checkpoint))
+        self.scheduler.load_state_dict(progress["scheduler"])
         if self.ema is not None:
-            self.ema.load(Path(checkpoint), self.accelerator.unwrap_model(self.model))
+            self.ema.load(checkpoint, self.accelerator.unwrap_model(self.model))
         self.step, self.history = progress["step"], progress["history"]
         self.logged = self.step
         return progress["epoch"], progress["batches"]
@@ -311,15 +308,31 @@ class Loop:
         if main:
             # What a killed run left there would come along.
             shutil.rmtree(staging, ignore_errors=True)
-        with self.averaged(), discarded_on_error(staging if main else None):
-            weights = self.accelerator.get_state_dict(self.model)
+        try:
+            with self.averaged():
+                weights = self.accelerator.get_state_dict(self.model)
+                if main:
+                    model = self.accelerator.unwrap_model(self.model)
+                    model.save_pretrained(staging, state_dict=weights)
+                    self.setup.processor.save_pretrained(staging)
             if main:
-                model = self.accelerator.unwrap_model(self.model)
-                model.save_pretrained(staging, state_dict=weights)
-                self.setup.processor.save_pretrained(staging)
-        if main:
-            replace_files(staging, self.args.folder)
+                replace_files(staging, self.args.folder)
+        finally:
+            if main:
+                shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+
+def train(args: TrainingArguments, setup: Setup, checkpoint: str | None) -> Outcome:
+    """Trains and saves the model with `--do_train`, evaluates it with `--do_eval`; see `run`."""
+    loop = Loop(args, setup)
+    if args.do_train:
+        clear_output_dir(args, checkpoint, PROGRESS_FILE)
+        loop.train(checkpoint)
+        loop.save_model()
+    figures = loop.evaluate() if args.do_eval else {}
+    loop.accelerator.end_training()
+    return Outcome(loop.step, loop.history, figures)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -335,24 +348,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: On arguments or data that do not fit, before training begins.
     """
-    begin = time.time()
     argv = sys.argv[1:] if argv is None else argv
-    model_args, data_args, args = parse_arguments(argv)
-    checkpoint = prepare_output_dir(args, PROGRESS_FILE)
-    setup = set_up(model_args, data_args, args, checkpoint)
-    loop = Loop(args, setup)
-    if args.do_train:
-        clear_output_dir(args, checkpoint)
-        loop.train(checkpoint)
-        loop.save_model()
-    figures = loop.evaluate() if args.do_eval else {}
-    if args.should_save:
-        command = public_command(__file__, argv, model_args, args)
-        log = {"command": command, "log_history": loop.history, "resumed_from": checkpoint}
-        figures = finish(model_args, data_args, args, setup, figures, log, begin)
-        loop.accelerator.print(figures)
-    loop.accelerator.end_training()
-    return figures
+    return run(argv, "python examples/run_classification_no_trainer.py", train, PROGRESS_FILE)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,14 +212,81 @@ def test_an_evaluation_alone_resumes_nothing(blob_dir, tmp_path, script):
             script.main([*evaluating, "--resume_from_checkpoint", checkpoint])
 
 
+class Killed(BaseException):
+    """Ends a script as a signal does: nothing that handles errors sees it."""
+
+
 @SCRIPTS
-def test_a_run_killed_in_its_first_checkpoint_begins_again(blob_dir, tmp_path, script):
+@pytest.mark.parametrize("killed_at", ["checkpoint-2", "checkpoint-4"])
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(blob_dir, tmp_path, monkeypatch, script, killed_at):
     output_dir = tmp_path / "run"
-    half_written = output_dir / ".incomplete" / "checkpoint-2"
-    half_written.mkdir(parents=True)
-    (half_written / "model.safetensors").write_bytes(b"half")
-    script.main(flags(blob_dir, output_dir, max_steps=2, do_eval=None, final_evaluation=False))
-    assert not list(output_dir.glob("*/")) and (output_dir / "model.safetensors").is_file()
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "final_evaluation": False}
+    command = flags(blob_dir, output_dir, do_eval=None, ema_decay=0.9, max_steps=4, **saving)
+    save = torch.save
+
+    def save_until_killed(content, path, *args, **kwargs):
+        # The optimiser's state, which comes after the model's weights.
+        if f"{killed_at}/optimizer" in str(path):
+            raise Killed
+        return save(content, path, *args, **kwargs)
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr("torch.save", save_until_killed)
+        with pytest.raises(Killed):
+            script.main(command)
+    assert (output_dir / killed_at / "model.safetensors").is_file()
+    first = killed_at == "checkpoint-2"
+    # Another number of steps does not write over what is half-written.
+    script.main([*command, "--max_steps", "3", "--save_strategy", "no"])
+    log = json.loads((output_dir / "training_log.json").read_text())
+    assert log["resumed_from"] == (None if first else str(output_dir / "checkpoint-2"))
+    assert [path.name for path in output_dir.glob("*/")] == ([] if first else ["checkpoint-2"])
+    assert not (output_dir / "_unfinished_checkpoint").exists()
+
+
+@SCRIPTS
+def test_what_nobody_noted_as_half_written_is_kept(blob_dir, tmp_path, script):
+    """A checkpoint whose state was deleted by its owner is none to go on from, and none of ours to delete."""
+    output_dir = tmp_path / "run"
+    saving = {"save_strategy": "steps", "save_steps": 2, "do_eval": None, "final_evaluation": False}
+    script.main(flags(blob_dir, output_dir, max_steps=4, **saving))
+    stripped = output_dir / "checkpoint-4"
+    for state in (*stripped.glob("progress.json"), *stripped.glob("trainer_state.json")):
+        state.write_text(state.read_text()[:-20])
+    script.main(flags(blob_dir, output_dir, max_steps=3, **saving))
+    assert Path(json.loads((output_dir / "training_log.json").read_text())["resumed_from"]).name == "checkpoint-2"
+    assert (stripped / "model.safetensors").is_file()
+    shutil.rmtree(output_dir / "checkpoint-2")
+    shutil.rmtree(output_dir / "checkpoint-3")
+    with pytest.raises(ValueError, match=r"expected an empty output_dir, got .* with other files in it"):
+        script.main(flags(blob_dir, output_dir, max_steps=3, ema_decay=0.5, **saving))
+
+
+@SCRIPTS
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
+def test_a_finished_run_that_is_started_again_changes_nothing(blob_dir, tmp_path, caplog, script, strategy):
+    output_dir = tmp_path / "run"
+    saving = {"save_strategy": strategy, "save_steps": 4, "final_evaluation": False, "log_level": "warning"}
+    # 17 batches are an epoch; the steps are no multiple of those between checkpoints.
+    command = flags(blob_dir, output_dir, max_steps=18, ema_decay=0.9, **saving)
+    figures = script.main(command)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output_dir.rglob("*") if path.is_file()}
+    caplog.clear()
+    assert script.main(command) == figures
+    assert "is finished: nothing was trained and nothing was written" in caplog.text
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output_dir.rglob("*") if path.is_file()}
+    assert after == before
+    if strategy == "no":
+        return
+    # Killed before its log was written, it has nothing left to train either, but all the rest to do.
+    (output_dir / "training_log.json").unlink()
+    (output_dir / "model.safetensors").unlink()
+    assert script.main(command)["eval_loss"] == pytest.approx(figures["eval_loss"], rel=1e-6)
+    again = load_file(output_dir / "model.safetensors")
+    averaged = load_file(output_dir / "checkpoint-18" / "ema.safetensors")
+    assert all(torch.equal(again[name], averaged[name]) for name in again)
+    assert max(int(path.name[11:]) for path in output_dir.glob("checkpoint-*")) == 18
+    assert json.loads((output_dir / "training_log.json").read_text())["steps"] == 18
 
 
 def test_resuming_another_model_is_refused(blob_dir, tmp_path):

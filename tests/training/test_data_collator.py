@@ -10,7 +10,7 @@ from PIL import Image
 
 from focusvit_hf import FocusViTImageProcessor
 from focusvit_hf.superpixels import slic
-from focusvit_hf.training.augmentation import AugmentationConfig, soft_targets
+from focusvit_hf.training.augmentation import AugmentationConfig
 from focusvit_hf.training.data_collator import FocusViTDataCollator
 
 
@@ -23,7 +23,6 @@ EVERYTHING = AugmentationConfig(
     mixup_alpha=0.4,
     cutmix_alpha=1.0,
     mix_probability=0.7,
-    label_smoothing=0.1,
 )
 NEUTRAL = AugmentationConfig(crop=None, horizontal_flip=0.0)
 
@@ -167,8 +166,6 @@ def test_labels_of_each_kind():
     batch = [{"image": picture, "label": label} for picture, label in zip(pictures, labels, strict=True)]
     hard = FocusViTDataCollator(processor(), AugmentationConfig(), 10)(batch)["labels"]
     assert hard.tolist() == [3, 0, 9] and hard.dtype == torch.int64
-    smooth = FocusViTDataCollator(processor(), AugmentationConfig(label_smoothing=0.2), 10)(batch)["labels"]
-    torch.testing.assert_close(smooth, soft_targets(hard, 10, 0.2))
     # The form does not depend on whether a batch happens to be mixed.
     rarely = AugmentationConfig(cutmix_alpha=1.0, mix_probability=1e-9)
     torch.testing.assert_close(FocusViTDataCollator(processor(), rarely, 10)(batch)["labels"], torch.eye(10)[hard])
@@ -260,9 +257,8 @@ def test_augmentation_takes_8_bit_pictures_only():
 def test_augmentation_needs_labels_and_their_number():
     with pytest.raises(ValueError, match="Expected a class in column 'label' of example 0"):
         FocusViTDataCollator(processor(), NEUTRAL)([{"image": arrays(noise(1, 32, 32))[0]}])
-    for config in (AugmentationConfig(mixup_alpha=0.2), AugmentationConfig(label_smoothing=0.1)):
-        with pytest.raises(ValueError, match="Expected num_labels for mixup, cutmix and label smoothing, got None"):
-            FocusViTDataCollator(processor(), config)
+    with pytest.raises(ValueError, match="Expected num_labels for mixup and cutmix, got None"):
+        FocusViTDataCollator(processor(), AugmentationConfig(mixup_alpha=0.2))
     with pytest.raises(ValueError, match="Expected num_labels >= 1, got 0"):
         FocusViTDataCollator(processor(), num_labels=0)
 

@@ -5,7 +5,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, default_data_collator
-from transformers.trainer_utils import get_last_checkpoint
 
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.objective import no_decay
@@ -118,7 +117,7 @@ def test_a_run_with_adapters_goes_on_from_its_checkpoint(lora, rows, run, argume
 def test_the_checkpoint_of_a_plain_model_is_none_of_one_with_adapters(tiny_model, lora, rows, run, arguments):
     args = arguments(max_steps=1)
     FocusViTTrainer(tiny_model(embedding_type="patch"), args, train_dataset=rows).train()
-    with pytest.raises(ValueError, match=r"(?s)expected the weights of this model in .*, got: .*Missing key"):
+    with pytest.raises(ValueError, match=r"expected the weights of this model in .*, got others in 104 tensors"):
         FocusViTTrainer(lora(), args, train_dataset=rows).train(resume_from_checkpoint=True)
 
 
@@ -155,7 +154,6 @@ def test_a_saved_model_brings_nothing_of_a_killed_process(tiny_model, run, argum
     (half_written / "model.safetensors").write_bytes(b"half")
     (run / ".incomplete" / "optimizer.bin").write_bytes(b"half")
     trainer.save_model()
-    assert get_last_checkpoint(str(run)) is None
     assert {path.name for path in run.iterdir()} == {"config.json", "model.safetensors", "training_args.bin"}
 
 

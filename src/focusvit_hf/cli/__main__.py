@@ -15,6 +15,7 @@ from .demo import add_demo_command
 from .export import add_export_command
 from .pictures import add_picture_commands
 from .push import add_push_command
+from .train import add_train_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         add_picture_commands,
         add_demo_command,
         add_convert_command,
+        add_train_command,
         add_benchmark_command,
         add_push_command,
         add_export_command,

@@ -1,10 +1,9 @@
-"""Arguments of the two training scripts: dataclasses, recipes, and where a run begins."""
+"""Arguments of the two training scripts: dataclasses, recipes, and what is recorded of them."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 from transformers import TrainingArguments as HfTrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..utils.files import read_json
 from .distillation import DISTILLATION_TYPES
-from .trainer import STAGING_FOLDER
 
 
 @dataclass
@@ -128,15 +125,21 @@ class TrainingArguments(HfTrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
+def parse_arguments(
+    argv: Sequence[str], program: str | None = None
+) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
     """
     Reads the command line: flags, or a JSON recipe and then flags, which override the recipe.
+
+    Args:
+        argv (sequence of `str`): The command line without the program's name.
+        program (`str`, *optional*): What the help calls the program; by default its file.
 
     Raises:
         ValueError: If the recipe has a key that is no argument.
     """
     kinds: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, TrainingArguments)
-    parser = HfArgumentParser(kinds)
+    parser = HfArgumentParser(kinds, prog=program)
     argv = list(argv)
     if argv and argv[0].endswith(".json"):
         recipe = read_json(Path(argv.pop(0)))
@@ -161,60 +164,6 @@ def json_object(name: str, value: dict | str | None) -> dict[str, Any]:
     return value or {}
 
 
-def prepare_output_dir(args: TrainingArguments, state_file: str = "trainer_state.json") -> str | None:
-    """
-    Decides where training begins; touches nothing.
-
-    Args:
-        state_file (`str`, *optional*, defaults to `"trainer_state.json"`): A file that every checkpoint has.
-
-    Returns:
-        `str` or `None`: The checkpoint to resume from: the one asked for, or the last one in the output folder.
-
-    Raises:
-        ValueError: If the output folder holds something else, if the checkpoint is not there or of another script, or
-            if one is asked for without training.
-    """
-    output_dir = args.folder
-    wanted = args.resume_from_checkpoint
-    if not args.do_train:
-        if wanted:
-            raise ValueError(f"expected --do_train with --resume_from_checkpoint, got {wanted!r} alone")
-        return None
-    if wanted and wanted.lower() not in ("true", "last"):
-        checkpoint: str | None = wanted
-    elif args.overwrite_output_dir and not wanted:
-        return None
-    else:
-        checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if checkpoint is not None:
-        if not Path(checkpoint, state_file).is_file():
-            raise ValueError(f"expected a checkpoint with {state_file} in {checkpoint}, got none")
-        return checkpoint
-    if wanted:
-        raise ValueError(f"expected a checkpoint to resume from in {output_dir}, got none")
-    # What is left of a first checkpoint that was never finished is no reason to refuse the same command.
-    if output_dir.is_dir() and any(path.name != STAGING_FOLDER for path in output_dir.iterdir()):
-        raise ValueError(
-            f"expected an empty output_dir, got {output_dir} with other files in it; "
-            "choose another or give --overwrite_output_dir"
-        )
-    return None
-
-
-def clear_output_dir(args: TrainingArguments, checkpoint: str | None) -> None:
-    """
-    Deletes the checkpoints that training does not go on from, with `--overwrite_output_dir`.
-
-    Args:
-        checkpoint (`str`, *optional*): What [`prepare_output_dir`] decided on.
-    """
-    with args.main_process_first(desc="clearing the output folder"):
-        if args.should_save and args.overwrite_output_dir and checkpoint is None:
-            for folder in args.folder.glob("checkpoint-*"):
-                shutil.rmtree(folder)
-
-
 def public_arguments(
     model_args: ModelArguments, data_args: DataTrainingArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
@@ -225,10 +174,11 @@ def public_arguments(
 
 
 def public_command(
-    script: str, argv: Sequence[str], model_args: ModelArguments, training_args: TrainingArguments
+    program: str, argv: Sequence[str], model_args: ModelArguments, training_args: TrainingArguments
 ) -> str:
-    """The command that repeats a run, to be given where `examples` is; without access tokens."""
-    command = ["python", f"examples/{Path(script).name}", *argv]
-    for secret in filter(None, (model_args.token, training_args.hub_token)):
-        command = [part.replace(secret, "TOKEN") for part in command]
-    return shlex.join(command)
+    """The command that repeats a run: `program`, as it is written in a shell, and its arguments without tokens."""
+    secrets = [secret for secret in (model_args.token, training_args.hub_token) if secret]
+    parts = list(argv)
+    for secret in secrets:
+        parts = [part.replace(secret, "TOKEN") for part in parts]
+    return f"{program} {shlex.join(parts)}"

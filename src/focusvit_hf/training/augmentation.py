@@ -138,9 +138,9 @@ def color_jitter(
     return as_dtype(result, images.dtype)
 
 
-def soft_targets(labels: Tensor, num_labels: int, label_smoothing: float = 0.0) -> Tensor:
-    """Classes (B,) as probabilities (B, num_labels), `label_smoothing` spread over all (Szegedy et al. 2016, §7)."""
-    return F.one_hot(labels, num_labels).float() * (1 - label_smoothing) + label_smoothing / num_labels
+def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
+    """Classes (B,) as probabilities (B, num_labels), which can be mixed. The loss smooths them, not this."""
+    return F.one_hot(labels, num_labels).float()
 
 
 def _beta(alpha: float, generator: Generator | None) -> float:
@@ -202,7 +202,6 @@ class AugmentationConfig:
         mixup_alpha, cutmix_alpha (`float`, *optional*, default to 0):
             α of [`mixup`] and [`cutmix`]; 0: never. With both, a mixed batch gets one of them by the toss of a coin.
         mix_probability (`float`, *optional*, defaults to 1.0): Probability that a batch is mixed at all.
-        label_smoothing (`float`, *optional*, defaults to 0.0): Share of a target spread evenly over all labels.
 
     Raises:
         ValueError: on values out of range, and on a `crop_padding` without `crop="pad"`.
@@ -219,7 +218,6 @@ class AugmentationConfig:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     mix_probability: float = 1.0
-    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop not in ("random_resized", "pad", None):
@@ -242,14 +240,13 @@ class AugmentationConfig:
             raise ValueError(f"Expected crop='pad' with crop_padding={padding}, got crop={self.crop!r}.")
         for name in ("brightness", "contrast", "saturation", "mixup_alpha", "cutmix_alpha"):
             _check_number(name, getattr(self, name))
-        for name in ("horizontal_flip", "mix_probability", "label_smoothing"):
+        for name in ("horizontal_flip", "mix_probability"):
             _check_number(name, getattr(self, name), 1.0)
 
     @property
     def makes_soft_targets(self) -> bool:
-        """Whether labels become probabilities: with mixup, cutmix or label smoothing."""
-        mixes = self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-        return mixes or self.label_smoothing > 0
+        """Whether labels become probabilities: with mixup or cutmix."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     def to_dict(self) -> dict[str, Any]:
         """All options, pairs as lists: what JSON makes of them."""

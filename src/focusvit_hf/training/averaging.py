@@ -21,7 +21,8 @@ class ExponentialMovingAverage(TrainerCallback):
     """
     An exponential moving average of the weights, from `torch.optim.swa_utils`, updated after each optimiser step.
 
-    After n updates the decay is `min(decay, (1 + n) / (10 + n))`: a short run is not ruled by its random start.
+    After n updates the decay is `min(decay, (1 + n) / (10 + n))`: a short run is not ruled by its random start. Every
+    training begins a new average, unless `resume_from` names a checkpoint whose average goes on.
 
     Args:
         decay (`float`): Between 0 and 1; 0.999 averages over about a thousand steps.
@@ -35,6 +36,7 @@ class ExponentialMovingAverage(TrainerCallback):
             raise ValueError(f"expected 0 < ema_decay < 1, got {decay}")
         self.decay = decay
         self.average: AveragedModel | None = None
+        self.resume_from: Path | None = None
 
     def update(self, model: nn.Module) -> None:
         """Takes in the weights of `model`; begins with them where nothing was taken in yet."""
@@ -87,6 +89,12 @@ class ExponentialMovingAverage(TrainerCallback):
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"expected the moving average of this model in {path}, got: {error}") from error
         self.average = average
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forgets what an earlier training of another model left, or goes on with the average of a checkpoint."""
+        self.average = None
+        if self.resume_from is not None:
+            self.load(self.resume_from, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer after each optimiser step."""

@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Image, IterableDataset
 from PIL import Image as PILImage
 
+from ..images import from_pil
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments
 
 
@@ -155,8 +156,13 @@ def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> dataset
 
 def decoded_row(row: Mapping[str, Any], image: str, label: str) -> dict[str, Any]:
     """One row with the picture as bytes of (height, width, 3) uint8."""
-    picture = row[image].convert("RGB")
+    picture = decoded(row[image])
     return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width], label: row[label]}
+
+
+def decoded(image: PILImage.Image) -> PILImage.Image:
+    """An image as the training scripts see it: 8-bit RGB, transparency laid over white, 16-bit levels scaled."""
+    return from_pil(image, do_convert_rgb=True)
 
 
 class PictureDataset(torch.utils.data.Dataset):

@@ -78,7 +78,7 @@ class FocusViTDataCollator:
         if num_labels is not None and num_labels < 1:
             raise ValueError(f"Expected num_labels >= 1, got {num_labels}.")
         if augmentation is not None and augmentation.makes_soft_targets and num_labels is None:
-            raise ValueError("Expected num_labels for mixup, cutmix and label smoothing, got None.")
+            raise ValueError("Expected num_labels for mixup and cutmix, got None.")
         # A processor's call takes more options than the base class declares.
         self.image_processor: Any = image_processor
         self.augmentation = augmentation
@@ -195,7 +195,7 @@ class FocusViTDataCollator:
         pictures = color_jitter(pictures, *strengths, generator=self.generator)
         if not config.makes_soft_targets or self.num_labels is None:
             return pictures, labels
-        targets = soft_targets(labels, self.num_labels, config.label_smoothing)
+        targets = soft_targets(labels, self.num_labels)
         return random_mix(pictures, targets, config, self.generator)
 
 

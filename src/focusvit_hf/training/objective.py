@@ -45,6 +45,27 @@ def soft_cross_entropy(
     return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing, reduction=reduction)
 
 
+def require_probabilities(labels: torch.Tensor) -> None:
+    """
+    Checks soft labels of one class per image.
+
+    Args:
+        labels (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Probabilities.
+
+    Raises:
+        ValueError: If a row does not sum to one, as where an image has several classes.
+    """
+    sums = labels.float().sum(dim=-1)
+    # Probabilities of half precision sum to one within about a hundredth.
+    wrong = ((sums - 1).abs() > 0.02).nonzero()
+    if len(wrong):
+        index = int(wrong[0])
+        raise ValueError(
+            "expected soft labels whose rows sum to one, or config.problem_type='multi_label_classification' for "
+            f"several classes per image, got a sum of {float(sums[index]):g} in row {index}"
+        )
+
+
 def require_finite(loss: float, step: int) -> None:
     """ValueError where training has diverged."""
     if not math.isfinite(loss):

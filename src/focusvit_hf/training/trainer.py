@@ -1,45 +1,58 @@
-"""What the training scripts share: loss, averaged weights, repeatable augmentation, checkpoints that survive."""
+"""Trainer with soft labels, averaged weights, a teacher, and checkpoints that survive an interruption."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import load_fsdp_model
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import _is_peft_model, rotate_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..hub.model_card import trainer_card
 from ..modeling_focusvit import FocusViTPreTrainedModel
-from ..utils.files import discarded_on_error, replace_files, write_whole
+from ..utils.files import replace_files, write_whole
 from .averaging import ExponentialMovingAverage
-from .data_collator import Collator
+from .checkpoints import (
+    STAGING_FOLDER,
+    TRAINER_STATE,
+    begin_checkpoint,
+    check_state,
+    check_weights,
+    checkpoint_folder,
+    discard_unfinished,
+    discarding_unfinished,
+    is_complete,
+    last_checkpoint,
+)
+from .data_collator import Collator, FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
-from .objective import no_decay, require_finite, soft_cross_entropy
+from .objective import no_decay, require_finite, require_probabilities, soft_cross_entropy
 
 
-STAGING_FOLDER = ".incomplete"
+logger = logging.get_logger(__name__)
+
+# What the files of a checkpoint are called by the base class.
+_OPTIMIZER, _SCHEDULER, _SCALER = "optimizer.pt", "scheduler.pt", "scaler.pt"
 
 
 class FocusViTTrainer(Trainer):
     """
-    [`~transformers.Trainer`] with soft labels, averaged weights, and checkpoints that appear whole or not at all.
+    [`~transformers.Trainer`] with soft labels, averaged weights, a teacher, and checkpoints that survive a full disk.
 
-    A checkpoint is written into a folder of its own and moved to `checkpoint-N` when every file of it is on the disk;
-    older ones are deleted after that. A full disk or a killed process leaves the previous checkpoint as it was.
+    The file that is written last tells a whole checkpoint from a half-written one, which is never resumed from: a full
+    disk or a killed process leaves the previous checkpoint to go on from, and what was half-written is deleted.
 
     Args:
-        model (`PreTrainedModel`): Gives logits under that name and gets no labels.
-        args (`TrainingArguments`):
+        model (`PreTrainedModel`, *optional*): Gives logits under that name, or first. Needed without `model_init`.
+        args (`TrainingArguments`, *optional*):
             Its label smoothing is used in training, not in evaluation. Its `logging_nan_inf_filter` is switched off:
             a loss that is not finite ends the training with a ValueError.
         eval_collator (`Callable`, *optional*):
@@ -47,15 +60,21 @@ class FocusViTTrainer(Trainer):
         ema (`ExponentialMovingAverage`, *optional*):
             Its weights are used for evaluation and prediction, and `save_model` writes them; checkpoints keep both.
         distillation (`Distillation`, *optional*): A teacher's part in the loss of training.
-    """
+        kwargs: All that the base class takes.
 
-    # `compute_loss` returns a mean over the batch.
-    loss_is_scaled_for_ga = False
+    The loss is the cross entropy of one class per image, given as a number or as probabilities. With
+    `compute_loss_func`, or another `label_smoother` than the base class makes, or a configuration for regression or
+    for several classes per image (`problem_type`, or `num_labels=1`), it is the base class's.
+
+    Raises:
+        ValueError: On options that cannot be served together: a moving average of sharded weights, label smoothing
+            without classes, a teacher beside another loss, and a collator whose columns would be removed.
+    """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: TrainingArguments,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
         eval_collator: Collator | None = None,
         ema: ExponentialMovingAverage | None = None,
         distillation: Distillation | None = None,
@@ -66,13 +85,36 @@ class FocusViTTrainer(Trainer):
         self.args.logging_nan_inf_filter = False
         if ema is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("expected no moving average of the weights where they are sharded, got one")
+        for collator in (self.data_collator, eval_collator):
+            _require_columns_kept(collator, self.args)
         self.eval_collator = eval_collator
         self.ema = ema
         self.distillation = distillation
-        self._run_folder: str | None = None
-        self._pending_push = False
+        self._resumed_step: int | None = None
+        self._losses: torch.Tensor | None = None
+        if self._uses_own_loss():
+            # It is a mean over the batch.
+            self.loss_is_scaled_for_ga = False
+        elif distillation is not None:
+            raise ValueError("expected no teacher beside another loss than the cross entropy of one class, got both")
+        elif self.args.label_smoothing_factor and self.compute_loss_func is None and not self._has_classes():
+            raise ValueError(
+                "expected no label_smoothing_factor for regression or several classes per image, got "
+                f"{self.args.label_smoothing_factor}"
+            )
         if ema is not None:
             self.add_callback(ema)
+
+    def _has_classes(self) -> bool:
+        """Whether the model's answer is one of several classes."""
+        config = getattr(self._plain_model, "config", None)
+        if getattr(config, "num_labels", None) == 1:
+            return False
+        return getattr(config, "problem_type", None) in (None, "single_label_classification")
+
+    def _uses_own_loss(self) -> bool:
+        own_smoother = self.label_smoother is None or type(self.label_smoother) is LabelSmoother
+        return self.compute_loss_func is None and own_smoother and self._has_classes()
 
     def compute_loss(
         self,
@@ -82,30 +124,99 @@ class FocusViTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Mean cross entropy of the batch, with hard or soft labels; label smoothing and a teacher in training only.
+        Mean cross entropy of the batch, with hard or soft labels; label smoothing and a teacher in training only. The
+        labels are kept from the model, whose own loss takes class numbers only. See the class for the other losses.
 
-        The labels are kept from the model, whose own loss takes class numbers only.
+        Raises:
+            ValueError: If the rows of soft labels do not sum to one.
         """
+        if not self._uses_own_loss() or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        loss = soft_cross_entropy(outputs["logits"], labels, smoothing)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        smoothing = self.label_smoother.epsilon if model.training and self.label_smoother is not None else 0.0
+        loss = soft_cross_entropy(logits, labels, smoothing)
+        if labels.is_floating_point():
+            require_probabilities(labels)
         if model.training and self.distillation is not None:
-            loss = self.distillation.mixed(loss, outputs["logits"], inputs["pixel_values"])
+            loss = self.distillation.mixed(loss, logits, inputs["pixel_values"])
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in the base class. The sum of all losses is kept, since weights are saved only while it is finite."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses = loss if self._losses is None else self._losses + loss
+        return loss
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """
+        As in the base class, but it resumes from the last complete checkpoint and none but a sound one, and a run that
+        has made all of its steps trains no further: it only takes up the state of its end.
+
+        Raises:
+            ValueError: If there is no checkpoint to resume from, if a part of it is missing or damaged, or if training
+                diverges.
+        """
+        run = Path(self.args.output_dir or ".")
+        if self.args.should_save:
+            discard_unfinished(run, TRAINER_STATE)
+        checkpoint = self._checkpoint(run, resume_from_checkpoint)
+        self._resumed_step = self._losses = None
+        if checkpoint is not None:
+            self._resumed_step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE)).global_step
+        if self.ema is not None:
+            self.ema.resume_from = checkpoint
+        with discarding_unfinished(run, TRAINER_STATE, self.args.should_save):
+            result = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+        best = self.state.best_model_checkpoint
+        if self.ema is not None and self.args.load_best_model_at_end and best is not None:
+            self.ema.load(Path(best), self._plain_model)
+        if self.args.should_save:
+            discard_unfinished(run, TRAINER_STATE)
+        return result
+
+    def _checkpoint(self, run: Path, wanted: str | bool | None) -> Path | None:
+        """The folder to resume from, if any; ValueError where that is not possible."""
+        if not wanted:
+            return None
+        folder = last_checkpoint(run, TRAINER_STATE) if wanted is True else Path(wanted)
+        if folder is None:
+            raise ValueError(f"expected a checkpoint to resume from in {run}, got none")
+        if not is_complete(folder, TRAINER_STATE):
+            raise ValueError(f"expected a checkpoint with {TRAINER_STATE} in {folder}, got none")
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_weights(folder, self._plain_model, optional=hasattr(self._plain_model, "peft_config"))
+            check_state(folder / _OPTIMIZER)
+            check_state(folder / _SCHEDULER)
+        if (folder / _SCALER).exists():
+            check_state(folder / _SCALER)
+        number = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        check_state(folder / f"rng_state{number}.pth", needed=False)
+        return folder
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: torch.utils.data.DataLoader) -> Any:
+        """As in the base class, which would make one step more than all where a run is resumed at its end."""
+        epochs, *others = super().set_initial_training_values(args, dataloader)
+        if self._resumed_step is not None and self._resumed_step >= (others[-1] or math.inf):
+            logger.warning(f"Nothing is left to train: the run has made all of its {others[-1]} steps.")
+            epochs = 0
+        return epochs, *others
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay: no biases, norms, tokens or position tables, as in DeiT."""
         return [name for name, parameter in model.named_parameters() if not no_decay(name, parameter)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """As in the base class, with `eval_collator`, and every picture."""
+        """As in the base class, with `eval_collator`, and every image."""
         with self._evaluating():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
-        """As in the base class, with `eval_collator`, and every picture."""
+        """As in the base class, with `eval_collator`, and every image."""
         with self._evaluating():
             return super().get_test_dataloader(test_dataset)
 
@@ -125,22 +236,45 @@ class FocusViTTrainer(Trainer):
         """
         Saves the model (its averaged weights, where there are any) and the image processor.
 
-        The files are written beside the old ones, which they replace when all of them are on the disk.
+        The files are written beside the old ones, which they replace when all of them are on the disk. The base class
+        calls this for a checkpoint too, which gets the model's own weights and the averaged ones beside them.
         """
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
+        target = Path(output_dir or self.args.output_dir or ".")
+        if _internal_call and target == checkpoint_folder(target.parent, self.state.global_step):
+            self._save_checkpoint_model(target)
             return
-        target = Path(output_dir or super()._get_output_dir(trial=None))
         staging = target / STAGING_FOLDER
         if self.args.should_save:
             # What a killed process left. No barrier: a model that is not sharded may be saved by one process alone.
             shutil.rmtree(staging, ignore_errors=True)
-        with self._averaged(), discarded_on_error(staging if self.args.should_save else None):
-            super().save_model(str(staging), _internal_call=True)
-        if self.args.should_save:
-            replace_files(staging, target)
-        if self.args.push_to_hub:
+        try:
+            with self._averaged():
+                super().save_model(str(staging), _internal_call=True)
+            if self.args.should_save:
+                replace_files(staging, target)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+        if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint_model(self, folder: Path) -> None:
+        if self._losses is not None:
+            # Also the losses that are not logged yet, of all processes.
+            require_finite(float(self.accelerator.reduce(self._losses, reduction="mean")), self.state.global_step)
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        super().save_model(str(folder), _internal_call=True)
+        if self.args.should_save and self.ema is not None:
+            self.ema.save(folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Every process writes its random state, then the first one writes the state that makes the checkpoint complete
+        # and deletes older ones. No public method lies between the two, and without a barrier a process that is killed
+        # late would leave a checkpoint without its random state as the only one.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def create_model_card(
         self,
@@ -184,78 +318,11 @@ class FocusViTTrainer(Trainer):
     def _plain_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        weights = folder / SAFE_WEIGHTS_NAME
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            load_fsdp_model(plugin, self.accelerator, model, str(folder))
-            return
-        try:
-            if _is_peft_model(self._plain_model) and not weights.exists():
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-            else:
-                # The base class only warns of missing tensors.
-                (model or self._plain_model).load_state_dict(load_file(weights))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"expected the weights of this model in {folder}, got: {error}") from error
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.ema is not None:
-            self.ema.load(Path(checkpoint), self._plain_model)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        best = self.state.best_model_checkpoint
-        if self.ema is not None and best is not None:
-            self.ema.load(Path(best), self._plain_model)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._run_folder or super()._get_output_dir(trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Pushing reads the folder in the background: not before it has its final name.
-        self._pending_push = True
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # The losses that are not logged yet, of all processes.
-        require_finite(float(self.accelerator.reduce(self._tr_loss, reduction="mean")), self.state.global_step)
-        run_folder = Path(super()._get_output_dir(trial))
-        staging = run_folder / STAGING_FOLDER
-        name = f"checkpoint-{self.state.global_step}"
-        best = self.state.best_model_checkpoint
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._run_folder = str(staging)
-        try:
-            with discarded_on_error(staging if self.args.should_save else None):
-                super()._save_checkpoint(model, trial)
-                if self.args.should_save:
-                    self.state.best_model_checkpoint = best
-                    if self.state.best_global_step:
-                        best_folder = run_folder / f"checkpoint-{self.state.best_global_step}"
-                        if best_folder.is_dir() or best_folder.name == name:
-                            self.state.best_model_checkpoint = str(best_folder)
-                    self.state.save_to_json(str(staging / name / "trainer_state.json"))
-                    if self.ema is not None:
-                        self.ema.save(staging / name)
-        finally:
-            self._run_folder = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            final = run_folder / name
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(staging / name, final)
-            shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=str(run_folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-        if self._pending_push:
-            self._pending_push = False
-            super()._push_from_checkpoint(str(run_folder / name))
+def _require_columns_kept(collator: Any, args: TrainingArguments) -> None:
+    inner = collator.collator if isinstance(collator, SeededCollator) else collator
+    if isinstance(inner, FocusViTDataCollator) and args.remove_unused_columns:
+        raise ValueError(
+            "expected TrainingArguments(remove_unused_columns=False) with FocusViTDataCollator, which needs columns "
+            "that Trainer would remove, got True"
+        )
