@@ -58,3 +58,10 @@ def test_accuracies_of_checkpoints_are_those_of_their_cards() -> None:
     for card, accuracy in rows:
         value = re.search(r"^accuracy: ([\d.]+)$", (ROOT / card).read_text(encoding="utf-8"), re.MULTILINE)
         assert value is not None and f"{float(value[1]):.3f}" == accuracy, card
+
+
+def test_prose_says_image() -> None:
+    """The field's word; names of files, tests and options are code and keep theirs."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\bpictures?\b", prose, re.IGNORECASE), page
