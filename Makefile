@@ -1,5 +1,5 @@
-# Both main commands set up .venv themselves: `make demo` classifies pictures, `make test` runs every check.
-#   make demo PICTURES="a.jpg b.png"     further pictures beside the built-in photograph
+# Both main commands set up .venv themselves: `make demo` classifies images, `make test` runs every check.
+#   make demo IMAGES="a.jpg b.png"       your own images beside the built-in photograph
 #   make test PYTEST_WORKERS=8           on a machine with more cores
 #   make test PYTEST_ARGS="-k slic -x"   a part of the tests
 #   make docs                            the documentation site, in site/
@@ -16,7 +16,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # It talks whenever transformers is imported, so it lies apart, for the tests that need it.
 TORCHAO := .venv/torchao
 
+# PICTURES is the older name.
 PICTURES ?=
+IMAGES ?= $(PICTURES)
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 TYPED := src $(wildcard examples/*.py) experiments
@@ -41,7 +43,7 @@ demo test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 
 demo: $(STAMP)
-	$(BIN)/focusvit demo $(PICTURES)
+	$(BIN)/focusvit demo $(IMAGES)
 
 test: lint $(TORCHAO)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from focusvit_hf.cli.pictures import open_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
@@ -12,7 +13,6 @@ from skimage.data import chelsea
 from transformers.image_utils import SizeDict
 
 from focusvit_hf import FocusViTImageProcessor, images
-from focusvit_hf.cli.pictures import open_picture
 from focusvit_hf.images import (
     channels_first,
     check_area,

@@ -17,8 +17,9 @@ from transformers.utils import logging
 
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.cli import demo as cli_demo
+from focusvit_hf.cli import images as cli_images
 from focusvit_hf.cli.__main__ import main
-from focusvit_hf.cli.pictures import open_picture
+from focusvit_hf.cli.images import open_image
 from focusvit_hf.hub import checkpoints
 from focusvit_hf.hub.checkpoints import load_checkpoint
 
@@ -42,7 +43,7 @@ def checkpoint(saved, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """A JPEG of a cat, a transparent PNG, and a grey one of 16 bits."""
     paths = [tmp_path / name for name in ("cat.jpg", "round.png", "deep.png")]
     Image.fromarray(chelsea()).save(paths[0])
@@ -66,61 +67,61 @@ def fails(capsys, *arguments):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, pictures, tmp_path, capsys):
+def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, images, tmp_path, capsys):
     out = tmp_path / "out" / "answers.json"
-    assert run("classify", *pictures, "--model", saved, "--out", out, "--top-k", 3, "--batch-size", batch_size) == 0
+    assert run("classify", *images, "--model", saved, "--out", out, "--top-k", 3, "--batch-size", batch_size) == 0
     result = json.loads(out.read_text())
     model, processor = load_checkpoint(str(saved))
     classifier = pipeline("image-classification", model=model, image_processor=processor)
-    assert [item["picture"] for item in result["pictures"]] == [str(path) for path in pictures]
+    assert [item["image"] for item in result["images"]] == [str(path) for path in images]
     printed = capsys.readouterr().out
-    for path, item in zip(pictures, result["pictures"], strict=True):
-        expected = classifier(open_picture(path), top_k=3)
+    for path, item in zip(images, result["images"], strict=True):
+        expected = classifier(open_image(path), top_k=3)
         assert item["labels"] == [answer["label"] for answer in expected]
         assert item["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
         assert str(path) in printed and f"{item['scores'][0]:.1%}" in printed
     assert result["environment"]["dtype"] == "float32" and result["model"] == str(saved)
-    assert len({tuple(item["scores"]) for item in result["pictures"]}) == 3
+    assert len({tuple(item["scores"]) for item in result["images"]}) == 3
 
 
-def test_another_number_of_superpixels_is_classified_and_drawn(saved, pictures, tmp_path, capsys):
+def test_another_number_of_superpixels_is_classified_and_drawn(saved, images, tmp_path, capsys):
     own, other, drawn = tmp_path / "own.json", tmp_path / "other.json", tmp_path / "drawn.png"
-    assert run("classify", pictures[0], "--model", saved, "--out", own) == 0
-    assert run("classify", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
+    assert run("classify", images[0], "--model", saved, "--out", own) == 0
+    assert run("classify", images[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
     model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
     processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
-    [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_picture(pictures[0])])
+    [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_image(images[0])])
     results = [json.loads(path.read_text()) for path in (own, other)]
     assert [result["num_tokens"] for result in results] == [load_checkpoint(str(saved))[0].config.num_tokens, 4]
-    scores = [result["pictures"][0]["scores"] for result in results]
+    scores = [result["images"][0]["scores"] for result in results]
     assert scores[1] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
     assert scores[0] != pytest.approx(scores[1], abs=1e-5)
-    assert run("visualize", pictures[0], "--model", saved, "--num-superpixels", 4, "--out", drawn) == 0
+    assert run("visualize", images[0], "--model", saved, "--num-superpixels", 4, "--out", drawn) == 0
     assert drawn.is_file()
     capsys.readouterr()
-    assert "got 1000" in fails(capsys, "classify", *pictures, "--model", saved, "--num-superpixels", 1000)
+    assert "got 1000" in fails(capsys, "classify", *images, "--model", saved, "--num-superpixels", 1000)
 
 
-def test_pictures_are_opened_upright_and_over_white(pictures, tmp_path):
-    transparent = np.asarray(open_picture(pictures[1]))
+def test_images_are_opened_upright_and_over_white(images, tmp_path):
+    transparent = np.asarray(open_image(images[1]))
     assert transparent[0, 0].tolist() == [255, 255, 255] and transparent[20, 20].tolist() == [10, 10, 250]
-    deep = np.asarray(open_picture(pictures[2]))
+    deep = np.asarray(open_image(images[2]))
     assert deep.shape == (64, 64, 3) and deep.max() == 255 and 100 < deep.mean() < 150
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=turned)
-    assert open_picture(tmp_path / "turned.jpg").size == (20, 30)
+    assert open_image(tmp_path / "turned.jpg").size == (20, 30)
 
 
-def test_classify_takes_more_classes_than_there_are(saved, pictures, capsys):
-    assert run("classify", pictures[0], "--model", saved, "--top-k", 50) == 0
+def test_classify_takes_more_classes_than_there_are(saved, images, capsys):
+    assert run("classify", images[0], "--model", saved, "--top-k", 50) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES.values())
 
 
-def test_the_librarys_logging_is_as_before(saved, pictures):
+def test_the_librarys_logging_is_as_before(saved, images):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    run("classify", pictures[0], "--model", saved)
+    run("classify", images[0], "--model", saved)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
@@ -131,9 +132,9 @@ def truncated(folder):
     return path
 
 
-def not_a_picture(folder):
+def not_an_image(folder):
     path = folder / "text.png"
-    path.write_text("no picture")
+    path.write_text("no image")
     return path
 
 
@@ -143,34 +144,97 @@ def not_finite(folder):
     return path
 
 
-@pytest.mark.parametrize("make", [truncated, not_a_picture, not_finite, lambda f: f / "absent.jpg", lambda f: f])
-@pytest.mark.parametrize("command", ["classify", "visualize", "demo"])
-def test_a_bad_picture_is_named_and_nothing_is_written(command, make, saved, pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli_demo, "time_split", lambda *args: pytest.fail("nothing to time"))
-    bad, out = make(tmp_path), tmp_path / "out.json"
-    if command == "visualize":
-        out = tmp_path / "out.png"
+BAD_FILES = [truncated, not_an_image, not_finite, lambda f: f / "absent.jpg", lambda f: f]
+
+
+@pytest.mark.parametrize(("command", "make"), [("visualize", truncated), *(("classify", make) for make in BAD_FILES)])
+def test_a_bad_image_is_named_and_the_others_are_not_lost(command, make, saved, images, tmp_path, capsys):
+    bad, out = make(tmp_path), tmp_path / ("out.json" if command == "classify" else "out.png")
     out.write_text("old")
-    error = fails(capsys, command, pictures[0], bad, "--model", saved, "--out", out)
-    assert f"cannot be used: {bad}: " in error
-    assert out.read_text() == "old"
+    assert run(command, images[0], bad, images[1], "--model", saved, "--out", out) == 1
+    captured = capsys.readouterr()
+    assert f"cannot be used: {bad}: " in captured.err and captured.err.count("focusvit: error: ") == 1
     assert not list(tmp_path.glob("*.incomplete"))
+    if command == "classify":
+        result = json.loads(out.read_text())
+        assert [item["image"] for item in result["images"]] == [str(path) for path in images[:2]]
+        [failure] = result["failures"]
+        assert failure["image"] == str(bad) and failure["error"] in captured.err
+    else:
+        assert Image.open(out).height > 2 * 300
+    # Where no image is left, nothing is written.
+    out.write_text("old")
+    assert run(command, bad, "--model", saved, "--out", out) == 1
+    assert out.read_text() == "old"
 
 
-def test_a_decompression_bomb_is_refused(saved, pictures, capsys, monkeypatch):
+@pytest.mark.parametrize("make", [truncated, lambda f: f / "absent.jpg"])
+def test_the_demo_refuses_a_bad_image_before_it_measures(make, saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_demo, "time_split", lambda *args: pytest.fail("nothing to time"))
+    bad = make(tmp_path)
+    assert f"cannot be used: {bad}: " in fails(capsys, "demo", bad, "--model", saved, "--out", tmp_path / "demo")
+    assert os.listdir(tmp_path / "demo") == []
+
+
+def test_an_image_that_the_model_refuses_is_named_among_its_batch(checkpoint, tmp_path, capsys):
+    FocusViTImageProcessor.from_pretrained(checkpoint, do_resize=False).save_pretrained(checkpoint)
+    paths = [tmp_path / f"{side}.png" for side in (32, 33, 64)]
+    for path, side in zip(paths, (32, 33, 64), strict=True):
+        Image.new("RGB", (side, 32), (200, 30, 30)).save(path)
+    assert run("classify", *paths, "--model", checkpoint, "--batch-size", 3) == 1
+    captured = capsys.readouterr()
+    assert str(paths[1]) in captured.err and captured.err.count("\n") == 1
+    assert str(paths[0]) in captured.out and str(paths[2]) in captured.out
+
+
+@pytest.mark.parametrize("command", ["classify", "visualize"])
+def test_out_may_not_be_an_image_that_is_read(command, saved, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_images, "load_checkpoint", lambda *args: pytest.fail("loaded before it was checked"))
+    image, link = tmp_path / "round.png", tmp_path / "link.png"
+    link.symlink_to(image)
+    before = image.read_bytes()
+    for out in (image, link, tmp_path / "." / "round.png"):
+        error = fails(capsys, command, images[0], image, "--model", saved, "--out", out)
+        assert f"none of the inputs, got {out}" in error
+    assert image.read_bytes() == before
+
+
+def test_out_is_checked_before_all_the_work(saved, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_images, "load_checkpoint", lambda *args: pytest.fail("loaded before it was checked"))
+    assert "got the folder" in fails(capsys, "classify", images[0], "--model", saved, "--out", tmp_path)
+    below = images[0] / "out.json"
+    assert str(images[0]) in fails(capsys, "classify", images[0], "--model", saved, "--out", below)
+
+
+def test_names_and_labels_reach_the_terminal_as_text(checkpoint, images, tmp_path, capsys):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["id2label"]["1"] = "dog\x1b[2J\nfrog"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    odd = tmp_path / "a\x1b]0;title\x07.jpg"
+    shutil.copy(images[0], odd)
+    assert run("classify", odd, tmp_path / "b\x1b[31m.jpg", "--model", checkpoint, "--out", tmp_path / "o.json") == 1
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert "dog\\x1b[2J\\x0afrog" in captured.out and "b\\x1b[31m.jpg" in captured.err
+    # The file holds the names as they are.
+    assert "dog\x1b[2J\nfrog" in json.loads((tmp_path / "o.json").read_text())["images"][0]["labels"]
+
+
+def test_a_decompression_bomb_is_refused(saved, images, capsys, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        error = fails(capsys, "classify", pictures[0], "--model", saved)
-    assert "MAX_IMAGE_PIXELS" in error and str(pictures[0]) in error
+        assert run("classify", images[0], "--model", saved) == 1
+    error = capsys.readouterr().err
+    assert "MAX_IMAGE_PIXELS" in error and str(images[0]) in error
 
 
-def test_a_picture_of_one_pixel_is_classified(saved, tmp_path, capsys):
+def test_a_image_of_one_pixel_is_classified(saved, tmp_path, capsys):
     Image.new("RGB", (1, 1), (9, 90, 200)).save(tmp_path / "pixel.png")
     assert run("classify", tmp_path / "pixel.png", "--model", saved) == 0
 
 
-def test_a_full_disk_is_reported_and_the_old_file_stays(saved, pictures, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_reported_and_the_old_file_stays(saved, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out.json"
     out.write_text("old")
 
@@ -178,7 +242,7 @@ def test_a_full_disk_is_reported_and_the_old_file_stays(saved, pictures, tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert "No space left" in fails(capsys, "classify", pictures[0], "--model", saved, "--out", out)
+    assert "No space left" in fails(capsys, "classify", images[0], "--model", saved, "--out", out)
     assert out.read_text() == "old" and not list(tmp_path.glob("*.incomplete"))
 
 
@@ -257,31 +321,31 @@ def removed(folder):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_bad_checkpoint_is_refused(spoil, message, checkpoint, pictures, capsys):
+def test_a_bad_checkpoint_is_refused(spoil, message, checkpoint, images, capsys):
     spoil(checkpoint)
-    assert message in fails(capsys, "classify", pictures[0], "--model", checkpoint)
+    assert message in fails(capsys, "classify", images[0], "--model", checkpoint)
 
 
-def test_every_missing_tensor_counts_but_the_error_stays_short(checkpoint, pictures, capsys):
+def test_every_missing_tensor_counts_but_the_error_stays_short(checkpoint, images, capsys):
     tensors = load_file(checkpoint / "model.safetensors")
     save_file({"classifier.bias": tensors["classifier.bias"]}, checkpoint / "model.safetensors", {"format": "pt"})
-    error = fails(capsys, "classify", pictures[0], "--model", checkpoint)
+    error = fails(capsys, "classify", images[0], "--model", checkpoint)
     assert f"and {len(tensors) - 1 - 3} more" in error and len(error) < 500
 
 
-def test_the_checkpoint_of_the_source_tree_is_the_default(saved, pictures, tmp_path, capsys, monkeypatch):
+def test_the_checkpoint_of_the_source_tree_is_the_default(saved, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", tmp_path / "absent-nano")
-    error = fails(capsys, "classify", pictures[0])
+    error = fails(capsys, "classify", images[0])
     assert "expected --model FOLDER_OR_NAME" in error and "absent-nano" in error
     monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved)
-    assert run("classify", pictures[0]) == 0
+    assert run("classify", images[0]) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["classify"], "PICTURE"),
+        (["classify"], "IMAGE"),
         (["classify", "a.jpg", "--top-k", "0"], "expected a whole number >= 1, got '0'"),
         (["classify", "a.jpg", "--batch-size", "many"], "expected a whole number >= 1, got 'many'"),
         (["classify", "a.jpg", "--device", "abacus"], "expected a device of this machine, got 'abacus'"),
@@ -303,11 +367,11 @@ def test_version_is_the_packages(capsys):
     assert stopped.value.code == 0 and capsys.readouterr().out.startswith("focusvit 0.")
 
 
-def test_visualize_draws_one_sheet_or_a_folder_of_them(saved, pictures, tmp_path, capsys):
+def test_visualize_draws_one_sheet_or_a_folder_of_them(saved, images, tmp_path, capsys):
     sheet = tmp_path / "both.PNG"
-    assert run("visualize", *pictures[:2], "--model", saved, "--out", sheet) == 0
+    assert run("visualize", *images[:2], "--model", saved, "--out", sheet) == 0
     folder = tmp_path / "drawn"
-    assert run("visualize", *pictures[:2], "--model", saved, "--out", folder) == 0
+    assert run("visualize", *images[:2], "--model", saved, "--out", folder) == 0
     assert sorted(os.listdir(folder)) == ["cat.png", "round.png"]
     single, both = Image.open(folder / "cat.png"), Image.open(sheet)
     assert single.format == both.format == "PNG"
@@ -321,50 +385,48 @@ def test_visualize_draws_one_sheet_or_a_folder_of_them(saved, pictures, tmp_path
     [
         (["cat.jpg"], "drawing.gif", "expected a .png file or a folder for --out"),
         (["cat.jpg"], "deep.txt", "expected a .png file or a folder for --out"),
-        (["cat.jpg", "cat.jpg"], "drawn", "expected pictures with different names"),
+        (["cat.jpg", "cat.jpg"], "drawn", "expected images with different names"),
     ],
     ids=["suffix", "file", "twins"],
 )
-def test_visualize_refuses_where_it_cannot_write(names, out, message, saved, pictures, tmp_path, capsys):
+def test_visualize_refuses_where_it_cannot_write(names, out, message, saved, images, tmp_path, capsys):
     (tmp_path / "deep.txt").write_text("old")
     paths = [tmp_path / name for name in names]
     assert message in fails(capsys, "visualize", *paths, "--model", saved, "--out", tmp_path / out)
 
 
-@pytest.mark.parametrize("as_folder", [True, False])
-def test_visualize_overwrites_no_photograph(as_folder, saved, pictures, tmp_path, capsys):
+def test_visualize_overwrites_no_image_of_a_folder(saved, images, tmp_path, capsys):
     photograph = tmp_path / "here" / "cat.png"
     photograph.parent.mkdir()
-    Image.open(pictures[0]).save(photograph)
+    Image.open(images[0]).save(photograph)
     before = photograph.read_bytes()
-    out = photograph.parent if as_folder else photograph
-    error = fails(capsys, "visualize", photograph, "--model", saved, "--out", out)
-    assert f"expected an --out that is none of the pictures, got {photograph}" in error
+    error = fails(capsys, "visualize", photograph, "--model", saved, "--out", photograph.parent)
+    assert f"expected an --out that is none of the images, got {photograph}" in error
     assert photograph.read_bytes() == before
 
 
-def test_demo_shows_the_cat_and_further_pictures(saved, pictures, tmp_path, capsys, monkeypatch):
+def test_demo_shows_its_photograph_and_further_images(saved, images, tmp_path, capsys, monkeypatch):
     model, processor = load_checkpoint(str(saved))
     # As fast as can be; the real ones have a test of their own.
     monkeypatch.setattr(cli_demo, "DEMO_BATCHES", (1, 2))
     systems = {"focusvit-tiny": (model, processor), "ViT-Ti/16": (model, processor)}
     monkeypatch.setattr(cli_demo, "_tiny_systems", lambda device: systems)
-    assert run("demo", pictures[1], "--model", saved, "--out", tmp_path / "demo") == 0
+    assert run("demo", images[1], "--model", saved, "--out", tmp_path / "demo") == 0
     assert sorted(os.listdir(tmp_path / "demo")) == ["result.json", "result.png"]
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
-    expected = pipeline("image-classification", model=model, image_processor=processor)(Image.fromarray(chelsea()))
+    expected = pipeline("image-classification", model=model, image_processor=processor)(Image.open(cli_demo.SAMPLE))
     assert result["labels"] == [answer["label"] for answer in expected] and len(result["labels"]) == 5
     assert result["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
-    assert [item["picture"] for item in result["pictures"]] == ["cat (scikit-image)", "round.png"]
+    assert [item["image"] for item in result["images"]] == [cli_demo.SAMPLE_TITLE, "round.png"]
     assert result["splits"]["own_size"].keys() == {"batch_1", "batch_2"}
     for batch, split in result["splits"]["at_224_pixels"].items():
         assert split.keys() == {"focusvit-tiny", "ViT-Ti/16"}
         ratio = split["ViT-Ti/16"]["whole_path"]["median_ms"] / split["focusvit-tiny"]["whole_path"]["median_ms"]
         assert result["ratios"][batch]["whole_path"] == pytest.approx(ratio)
     assert result["environment"]["torch"] == torch.__version__
-    # Two rows of three panels, the cat's as large as the photograph.
+    # Two rows of three panels, the first as large as the photograph.
     drawn = Image.open(tmp_path / "demo" / "result.png")
-    assert drawn.width > 3 * 451 and drawn.height > 300 + 280
+    assert drawn.width > 3 * 480 and drawn.height > 320 + 320
     printed = capsys.readouterr().out
     assert result["labels"][0] in printed and "ratio" in printed and "superpixels" in printed
 
@@ -374,7 +436,7 @@ def quick_demo(saved, monkeypatch):
     """The demo without its measurement, and the demo's arguments."""
     split = {part: {"median_ms": 1.0} for part in cli_demo.PART_NAMES}
     monkeypatch.setattr(cli_demo, "_tiny_systems", lambda device: {"focusvit-tiny": None, "ViT-Ti/16": None})
-    monkeypatch.setattr(cli_demo, "time_split", lambda systems, pictures: dict.fromkeys(systems, split))
+    monkeypatch.setattr(cli_demo, "time_split", lambda systems, images: dict.fromkeys(systems, split))
     return "demo", "--model", saved
 
 
@@ -397,12 +459,12 @@ def test_demo_prints_its_result_even_if_the_disk_is_full_at_the_end(quick_demo, 
     monkeypatch.setattr(cli_demo, "write_json", full)
     assert run(*quick_demo, "--out", tmp_path / "demo") == 2
     captured = capsys.readouterr()
-    assert "cat (scikit-image)" in captured.out and "batch 32" in captured.out
+    assert cli_demo.SAMPLE_TITLE in captured.out and "batch 32" in captured.out
     assert "No space left" in captured.err and "wrote" not in captured.out
 
 
 def test_demo_finds_first_where_it_cannot_write(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli_demo, "ranked_classes", lambda *args: pytest.fail("classified before it was checked"))
+    monkeypatch.setattr(cli_demo, "load_checkpoint", lambda *args: pytest.fail("loaded before it was checked"))
     (tmp_path / "file").write_text("old")
     assert "file" in fails(capsys, "demo", "--model", saved, "--out", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "old"

@@ -1,4 +1,6 @@
-"""Overlays and heat maps show what they say, where it lies in the photograph."""
+"""Borders and heat are drawn where they lie in the image, and nowhere else."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -6,9 +8,8 @@ import torch
 from PIL import Image
 
 from focusvit_hf import FocusViTImageProcessor
-from focusvit_hf.explanation.overlays import covered_box, heat_map, superpixel_boundaries
-from focusvit_hf.lay_back import Box, cells_to_pixels
-from focusvit_hf.superpixels import tile_ids
+from focusvit_hf.explanation.overlays import HALO_COLOUR, LINE_COLOUR, covered_box, draw_borders, draw_heat
+from focusvit_hf.lay_back import cells_to_pixels
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from focusvit_hf.superpixels import tile_ids
     ],
     ids=["resize", "crop", "odd crop", "crop without resize", "crop that pads"],
 )
-def test_covered_box_lays_the_processed_picture_on_the_photograph(options):
+def test_covered_box_lays_the_processed_image_on_the_photograph(options):
     rows, columns = np.mgrid[0:90, 0:130]
     photograph = np.stack((rows, columns, np.full_like(rows, 255)), axis=-1).astype(np.uint8)
     processor = FocusViTImageProcessor(do_superpixels=False, do_normalize=False, **options)
@@ -31,61 +32,57 @@ def test_covered_box_lays_the_processed_picture_on_the_photograph(options):
     # Blue is 255 in the photograph, 0 in padding.
     inside = laid[2] >= 254
     assert inside.mean() > 0.2
-    # The picture is a slope: a pixel's value tells where it came from. A shift of one pixel of the processed picture,
+    # The image is a slope: a pixel's value tells where it came from. A shift of one pixel of the processed image,
     # 1 to 3.6 of the photograph's, would show in the mean.
     for channel, coordinate in zip(laid[:2], (rows, columns), strict=True):
         assert np.abs(channel - coordinate)[inside].max() <= 4
         assert np.abs((channel - coordinate)[inside].mean()) < 0.4
 
 
-def test_boundaries_run_where_the_superpixel_changes_and_nowhere_else():
-    photograph = Image.new("L", (300, 200), 90)
-    ids = torch.tensor([[0, 0, 1], [0, 0, 1]])
-    drawn = np.asarray(superpixel_boundaries(photograph, ids, thickness=3))
+def test_borders_run_where_the_region_changes_and_nowhere_else():
+    image = Image.new("L", (300, 200), 90)
+    regions = torch.zeros(200, 300, dtype=torch.int64)
+    regions[:, 200:] = 1
+    drawn = np.asarray(draw_borders(image, regions, thickness=4))
     assert drawn.shape == (200, 300, 3)
     changed = (drawn != 90).any(axis=-1)
-    # The line of 3 pixels and the dark ones of 2 beside it, along the whole border.
-    assert np.flatnonzero(changed.any(axis=0)).tolist() == list(range(197, 204))
-    assert changed[:, 197:204].all()
-    assert (drawn[:, 199:202] == (255, 214, 0)).all() and (drawn[:, [197, 198, 202, 203]] == 0).all()
-    assert set(np.asarray(photograph).ravel()) == {90}
+    # Four pixels around the border, and two dark ones on either side.
+    assert np.flatnonzero(changed.any(axis=0)).tolist() == list(range(196, 204))
+    assert (drawn[:, 198:202] == LINE_COLOUR).all() and (drawn[:, [196, 197, 202, 203]] == HALO_COLOUR).all()
+    assert set(np.asarray(image).ravel()) == {90}
 
 
-def test_boundaries_grow_with_the_photograph_and_stay_in_the_box():
-    ids = torch.tensor([[0], [1]])
+def test_borders_grow_with_the_image():
     widths = []
     for side in (100, 900):
-        photograph = Image.new("RGB", (side, side))
-        drawn = np.asarray(superpixel_boundaries(photograph, ids, Box(0, 0, side / 2, side)))
-        lines = np.flatnonzero((drawn == (255, 214, 0)).all(axis=-1).all(axis=1))
-        assert abs(lines.mean() - side / 4) <= 1
+        regions = (torch.arange(side) >= side // 2).long()[:, None].expand(side, side)
+        drawn = np.asarray(draw_borders(Image.new("RGB", (side, side), (9, 9, 9)), regions))
+        lines = np.flatnonzero((drawn == LINE_COLOUR).all(axis=-1).all(axis=1))
+        assert lines.mean() + 0.5 == side // 2
         widths.append(len(lines))
-    assert widths == [1, 6]
+    assert widths == [2, 4]
 
 
-def test_boundaries_of_one_superpixel_leave_the_photograph_alone():
-    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
-    drawn = superpixel_boundaries(photograph, torch.zeros(4, 4, dtype=torch.int64))
-    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(photograph))
+def test_one_region_has_no_borders():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    drawn = draw_borders(image, torch.zeros(20, 30, dtype=torch.int64))
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(image))
 
 
-def test_heat_map_is_hot_where_relevance_is_and_grey_where_it_is_not():
-    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
-    ids = torch.tensor([[0, 1], [2, 3]])
-    drawn = np.asarray(heat_map(photograph, torch.tensor([0.0, 2.0, -1.0, 1.0]), ids)).astype(int)
-    assert drawn.shape == (60, 80, 3)
-    quarters = {0: drawn[:30, :40], 1: drawn[:30, 40:], 2: drawn[30:, :40], 3: drawn[30:, 40:]}
-    for cold in (0, 2):
-        assert np.ptp(quarters[cold], axis=-1).max() <= 1
-    redness = {k: (quarter[..., 0] - quarter[..., 2]).mean() for k, quarter in quarters.items()}
-    assert min(redness[1], redness[3]) > 50
-    assert quarters[1].mean() > quarters[3].mean() > quarters[0].mean()
+def test_heat_is_bright_where_it_is_strong_and_dark_where_it_is_not():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
+    heat = torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(30).expand(60, 90)
+    drawn = np.asarray(draw_heat(image, heat)).astype(int)
+    assert drawn.shape == (60, 90, 3)
+    cold, warm, hot = drawn[:, :30], drawn[:, 30:60], drawn[:, 60:]
+    # Three quarters of the grey are left where there is nothing.
+    np.testing.assert_allclose(cold[..., 0], np.asarray(image.convert("L"))[:, :30] * 0.75, atol=1)
+    assert np.ptp(cold, axis=-1).max() <= 2
+    assert hot.mean() > warm.mean() > cold.mean()
+    assert min((part[..., 0] - part[..., 2]).mean() for part in (warm, hot)) > 40
 
 
-def test_heat_map_of_no_relevance_and_outside_the_box_is_grey():
-    photograph = Image.new("RGB", (40, 40), (200, 30, 90))
-    grey = np.asarray(heat_map(photograph, torch.full((4,), -1.0), tile_ids((2, 2), 4, 4)))
-    assert np.ptp(grey, axis=-1).max() == 0
-    boxed = np.asarray(heat_map(photograph, torch.ones(4), tile_ids((2, 2), 4, 4), Box(10, 10, 30, 30)))
-    assert np.ptp(boxed[10:30, 10:30], axis=-1).min() > 50
-    assert np.ptp(boxed[:10], axis=-1).max() == np.ptp(boxed[:, 30:], axis=-1).max() == 0
+def test_what_is_missing_for_a_drawing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"pip install matplotlib, or focusvit-hf\[plots\]"):
+        draw_heat(Image.new("RGB", (4, 4)), torch.zeros(4, 4))

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from transformers import TorchAoConfig
 
+from blobs import NANO_CHECKPOINT
 from focusvit_hf import FocusViTForImageClassification
-from focusvit_hf.hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from focusvit_hf.hub.checkpoints import load_checkpoint
 from quantization import UNQUANTIZED_SIZE, check_accuracy, checkpoint, reference
 
 
@@ -17,7 +18,7 @@ __all__ = ["checkpoint", "reference"]
 
 @pytest.mark.parametrize("scheme", ["Int8DynamicActivationInt8WeightConfig", "Int8WeightOnlyConfig"])
 def test_torchao_in_8_bits(reference, scheme):
-    model, _ = load_checkpoint(str(DEFAULT_CHECKPOINT))
+    model, _ = load_checkpoint(str(NANO_CHECKPOINT))
     torchao.quantize_(model, getattr(torchao, scheme)())
     assert type(model.focusvit.layers[0].attention.q_proj.weight) is not nn.Parameter
     with torch.no_grad():
@@ -28,7 +29,7 @@ def test_torchao_in_8_bits(reference, scheme):
 
 def test_torchao_through_from_pretrained_saves_and_loads(reference, tmp_path):
     options = {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
-    model = FocusViTForImageClassification.from_pretrained(DEFAULT_CHECKPOINT, **options).eval()
+    model = FocusViTForImageClassification.from_pretrained(NANO_CHECKPOINT, **options).eval()
     model.save_pretrained(tmp_path)
     again = FocusViTForImageClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():

@@ -15,6 +15,8 @@ import focusvit_hf
 
 
 ROOT = Path(__file__).resolve().parents[2]
+# A shipped checkpoint that is quick to run.
+NANO_CHECKPOINT = ROOT / "model_cards" / "focusvit-nano-cifar10"
 
 NAMES = ["red", "green", "blue"]
 TINY = {

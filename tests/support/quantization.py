@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from focusvit_hf.hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from blobs import NANO_CHECKPOINT
+from focusvit_hf.hub.checkpoints import load_checkpoint
 
 
 PICTURES = 1000
@@ -11,12 +12,12 @@ PICTURES = 1000
 LARGEST_LOSS = 0.01
 SMALLEST_AGREEMENT = 0.98
 # Bytes of the checkpoint's weights in float32.
-UNQUANTIZED_SIZE = 4 * load_checkpoint(str(DEFAULT_CHECKPOINT))[0].num_parameters()
+UNQUANTIZED_SIZE = 4 * load_checkpoint(str(NANO_CHECKPOINT))[0].num_parameters()
 
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return load_checkpoint(str(DEFAULT_CHECKPOINT))
+    return load_checkpoint(str(NANO_CHECKPOINT))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from focusvit_hf.utils.files import new_folder, read_json, replace_files, staging_path, write_json, write_whole
+from focusvit_hf.utils.files import (
+    check_file,
+    new_folder,
+    read_json,
+    replace_files,
+    staging_path,
+    write_json,
+    write_whole,
+)
 
 
 def test_files_are_replaced_and_folders_made(tmp_path):
@@ -162,3 +170,61 @@ def test_json_that_cannot_be_read_names_the_file_and_the_reason(content, message
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "config.json")
+
+
+def test_a_link_stays_a_link_and_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / "real.json").write_bytes(b"old")
+    for name, target in (("link.json", "real.json"), ("ahead.json", "new.json")):
+        (tmp_path / name).symlink_to(target)
+        write_whole(tmp_path / name, b"new")
+        assert (tmp_path / name).is_symlink() and (tmp_path / target).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_replaced_file_keeps_who_may_read_it(mode, tmp_path):
+    path = tmp_path / "private.json"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == mode
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "new", b"new")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_what_is_no_regular_file_is_written_into(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_file(pipe)
+    write_whole(pipe, b"content")
+    assert os.read(reader, 100) == b"content" and pipe.is_fifo()
+    os.close(reader)
+    check_file(Path(os.devnull))
+    write_whole(Path(os.devnull), b"content")
+    assert Path(os.devnull).is_char_device()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_file_is_checked_before_the_work(tmp_path):
+    image, link, hard = tmp_path / "cat.png", tmp_path / "link.png", tmp_path / "hard.png"
+    image.write_bytes(b"image")
+    link.symlink_to(image)
+    hard.hardlink_to(image)
+    for same in (image, link, hard, tmp_path / "." / "cat.png"):
+        with pytest.raises(ValueError, match="none of the inputs"):
+            check_file(same, [image])
+    with pytest.raises(ValueError, match="none of the inputs"):
+        check_file(tmp_path / "absent.png", [tmp_path / "absent.png"])
+    with pytest.raises(ValueError, match="got the folder"):
+        check_file(tmp_path)
+    with pytest.raises(OSError, match=r"cat\.png"):
+        check_file(image / "result.json")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        check_file(tmp_path / "loop")
+    check_file(tmp_path / "result.json", [image])
+    assert image.read_bytes() == b"image" and not (tmp_path / "result.json").exists()

@@ -1,4 +1,4 @@
-"""The `focusvit` command. Each group of commands lives in a file of its own, `cli_*.py`."""
+"""The `focusvit` command. Each of its commands lives in a file of its own in this folder."""
 
 import argparse
 import sys
@@ -9,13 +9,17 @@ from transformers.utils import logging
 
 import focusvit_hf
 
+from ..utils.messages import one_line
 from .benchmark import add_benchmark_command
 from .convert import add_convert_command
 from .demo import add_demo_command
 from .export import add_export_command
-from .pictures import add_picture_commands
+from .images import add_image_commands
 from .push import add_push_command
 from .train import add_train_command
+
+
+_FAILED = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,26 +30,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (sequence of `str`, *optional*): The arguments, by default those of the process.
 
     Returns:
-        `int`: 0, or 2 after an error, which is printed to stderr in one line. No output is left half-written.
+        `int`: 0; 1 where some of several images could not be used; 2 after an error. Errors are printed to stderr, in
+        one line each. No output is left half-written.
     """
     arguments = _parser().parse_args(argv)
     try:
         with _quiet_library():
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
     except (ValueError, OSError) as error:
-        print(f"focusvit: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        print(f"focusvit: error: {one_line(error)}", file=sys.stderr)
+        return _FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="focusvit", description="Classifies pictures with a FocusViT and shows what its answer rests on."
+        prog="focusvit",
+        description="Classifies images with a FocusViT, shows what its answers rest on, and converts, exports, "
+        "measures and publishes models. `focusvit COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"focusvit {focusvit_hf.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_picture_commands,
+        add_image_commands,
         add_demo_command,
         add_convert_command,
         add_train_command,
@@ -59,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Without progress bars and warnings of Transformers, whose say in errors is ours here."""
+    """Without the progress bars and warnings of Transformers, which would stand between the lines of an answer."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

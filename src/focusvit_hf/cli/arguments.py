@@ -24,7 +24,10 @@ def device(text: str | None) -> torch.device:
 def add_num_superpixels(command: argparse.ArgumentParser) -> None:
     """Adds `--num-superpixels`, the K of [`load_checkpoint`]."""
     command.add_argument(
-        "--num-superpixels", type=count, metavar="K", help="another number of tokens than the checkpoint's own"
+        "--num-superpixels",
+        type=count,
+        metavar="K",
+        help="how many superpixels to cut an image into (default: what the checkpoint was trained with)",
     )
 
 
@@ -34,10 +37,13 @@ def checkpoint_arguments() -> argparse.ArgumentParser:
     shared.add_argument(
         "--model",
         metavar="FOLDER_OR_NAME",
-        help="a FocusViT checkpoint: a folder or a name on the Hub; by default the one of this source tree",
+        help="a FocusViT checkpoint: a folder or a name on the Hub (default: the one in this source tree)",
     )
     add_num_superpixels(shared)
     shared.add_argument(
-        "--device", type=device, default=device(None), help="such as cpu or cuda:1; by default cuda where there is"
+        "--device",
+        type=device,
+        default=device(None),
+        help="where to run, such as cpu or cuda:1 (default: cuda if there is a GPU, else cpu)",
     )
     return shared

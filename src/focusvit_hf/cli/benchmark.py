@@ -26,49 +26,75 @@ def add_benchmark_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit benchmark`."""
     command = commands.add_parser(
         "benchmark",
-        help="measure FocusViT beside other models: time on the whole path, memory, FLOPs",
+        help="measure time, memory and FLOPs of FocusViT beside other models",
+        description="Measures how long models take from the image file to the class, how much memory they need and "
+        "how many FLOPs they cost, beside each other.",
         epilog=f"Subjects: {', '.join(known_subjects())}; the JSON file of a preset; the folder of a checkpoint.",
     )
-    command.add_argument("--subjects", type=_names, default=_names(DEFAULT_SUBJECTS), metavar="NAME,NAME")
+    command.add_argument(
+        "--subjects",
+        type=_names,
+        default=_names(DEFAULT_SUBJECTS),
+        metavar="NAME,NAME",
+        help=f"what to measure (default: {DEFAULT_SUBJECTS})",
+    )
     command.add_argument(
         "--baseline",
         metavar="NAME",
-        help=f"of the ratios; by default {DEFAULT_BASELINE} or the first subject",
+        help=f"the subject that the others are compared with (default: {DEFAULT_BASELINE} or the first subject)",
     )
     command.add_argument(
         "--resolutions",
         type=_resolutions,
         default=_resolutions("224"),
         metavar="PX[:BATCH],...",
-        help="such as 224,448:8: a resolution with a batch size of its own takes no --batch-sizes; by default 224",
+        help="resolutions in pixels, such as 224,448:8, where 448 has the batch size 8 of its own (default: 224)",
     )
-    command.add_argument("--batch-sizes", type=_counts, default=[1, 32], metavar="N,N", help="by default 1,32")
-    command.add_argument("--mode", choices=(*MODES, "both"), default="inference")
+    command.add_argument(
+        "--batch-sizes", type=_counts, default=[1, 32], metavar="N,N", help="batch sizes (default: 1,32)"
+    )
+    command.add_argument(
+        "--mode", choices=(*MODES, "both"), default="inference", help="what to time (default: inference)"
+    )
     command.add_argument(
         "--training-resolutions",
         type=_resolutions,
         metavar="PX[:BATCH],...",
-        help="other resolutions for training steps; by default those of inference",
+        help="resolutions of training steps (default: those of inference)",
     )
     command.add_argument(
-        "--parts", type=_names, default=list(PARTS), metavar="PART,PART", help=f"by default {','.join(PARTS)}"
+        "--parts",
+        type=_names,
+        default=list(PARTS),
+        metavar="PART,PART",
+        help=f"parts of the path to time (default: {','.join(PARTS)})",
     )
-    command.add_argument("--dtype", choices=DTYPES, default="float32")
-    command.add_argument("--compile", action="store_true", help="torch.compile for every model")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default: float32)")
+    command.add_argument("--compile", action="store_true", help="run every model through torch.compile")
     command.add_argument(
-        "--device", type=device, default=device(None), help="such as cpu or cuda:1; by default cuda where there is"
+        "--device",
+        type=device,
+        default=device(None),
+        help="where to run, such as cpu or cuda:1 (default: cuda if there is a GPU, else cpu)",
     )
-    command.add_argument("--threads", type=count, help="of the CPU; by default torch's")
-    command.add_argument("--repeats", type=count, default=7, help="timed rounds; by default 7")
-    command.add_argument("--warmup", type=count, default=2, help="rounds before them; by default 2")
+    command.add_argument("--threads", type=count, help="CPU threads (default: PyTorch's own number)")
+    command.add_argument("--repeats", type=count, default=7, help="how many rounds are timed (default: 7)")
+    command.add_argument("--warmup", type=count, default=2, help="how many rounds run before them (default: 2)")
     command.add_argument(
-        "--no-memory", dest="memory", action="store_false", help="leave memory out, which takes a while on a CPU"
+        "--no-memory", dest="memory", action="store_false", help="do not measure memory, which takes a while on a CPU"
     )
-    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="of JPEG files; by default scikit-image's")
-    command.add_argument("--read", type=Path, metavar="FILE.json", help="show this result instead of measuring")
-    command.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there")
-    command.add_argument("--plots", type=Path, metavar="FOLDER", help="draw it there")
-    command.add_argument("--compare", type=Path, metavar="OLD.json", help="print ratios to an earlier result")
+    command.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder of JPEG files to measure with (default: scikit-image's sample images)",
+    )
+    command.add_argument("--read", type=Path, metavar="FILE.json", help="show an earlier result instead of measuring")
+    command.add_argument("--out", type=Path, metavar="FILE.json", help="write the result to this file")
+    command.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the result into this folder")
+    command.add_argument(
+        "--compare", type=Path, metavar="OLD.json", help="print how the result compares with an earlier one"
+    )
     command.set_defaults(run=benchmark)
 
 

@@ -11,24 +11,36 @@ from .arguments import count
 
 def add_convert_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit convert`."""
-    command = commands.add_parser("convert", help="make a FocusViT of a ViT, DeiT or DINOv2 checkpoint")
-    command.add_argument("source", metavar="SOURCE", help="a folder or a name on the Hub, with safetensors")
-    command.add_argument("target", type=Path, metavar="TARGET", help="the folder to write; it may not hold anything")
+    command = commands.add_parser(
+        "convert",
+        help="turn a ViT, DeiT or DINOv2 checkpoint into a FocusViT",
+        description="Turns a ViT, DeiT or DINOv2 checkpoint into a FocusViT with the same weights, and prints which "
+        "weights were taken over and which are new.",
+    )
+    command.add_argument(
+        "source", metavar="SOURCE", help="the checkpoint: a folder or a name on the Hub, with weights in safetensors"
+    )
+    command.add_argument("target", type=Path, metavar="TARGET", help="the folder to write, which must be new or empty")
     command.add_argument(
         "--num-superpixels",
         type=superpixels,
         metavar="K",
-        help="a number, or ROWSxCOLUMNS; by default one for each 2 x 2 patches",
+        help="how many superpixels: a number, or ROWSxCOLUMNS (default: one for each 2 x 2 patches)",
     )
     command.add_argument(
         "--patch-pooling",
         choices=("superpixel", "grid", "none"),
-        help="what tokens are pooled over, by default superpixels; none gives the source's own answers",
+        help="what patches are pooled over (default: superpixel); none keeps every patch, and the source's answers",
     )
     command.add_argument(
-        "--latent-layers", type=count, metavar="N", help="turn the last N layers into latent ones; by default none"
+        "--latent-layers",
+        type=count,
+        metavar="N",
+        help="turn the last N layers into latent-attention layers (default: none)",
     )
-    command.add_argument("--num-latents", type=count, metavar="M", help="number of latents, by default 16")
+    command.add_argument(
+        "--num-latents", type=count, metavar="M", help="how many latents those layers have (default: 16)"
+    )
     command.set_defaults(run=convert)
 
 

@@ -1,4 +1,4 @@
-"""`focusvit demo`: a photograph classified, drawn and timed beside a dense ViT."""
+"""`focusvit demo`: an image classified, drawn and timed beside a dense ViT."""
 
 import argparse
 import sys
@@ -7,19 +7,28 @@ from typing import Any
 
 import torch
 from PIL import Image
-from skimage.data import chelsea
 
 from ..benchmark.parts import time_split
 from ..benchmark.report import machine
 from ..benchmark.subjects import find_subject
-from ..explanation.sheet import draw_sheet, explain
+from ..explanation import draw_sheet, explain
+from ..explanation.overlays import require_matplotlib
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..utils.environment import environment
-from ..utils.files import check_folder, write_json
+from ..utils.files import check_file, check_folder, write_json
+from ..utils.messages import printable
 from .arguments import checkpoint_arguments
-from .pictures import open_picture, print_classes, ranked_classes, write_png
+from .images import open_image, print_classes, write_png
 
 
+# LICENSE.txt beside it names who took it. Of the checkpoint's ten classes `church` is the nearest to a temple: no
+# photograph that is truly of one of them could be had under a licence to ship it.
+SAMPLE = Path(__file__).with_name("samples") / "temple.jpg"
+SAMPLE_TITLE = "temple (danielbuechele, CC BY 2.0)"
+SAMPLE_NOTE = (
+    "\nThe photograph shows a Chinese temple. The checkpoint knows ten classes, of which church comes nearest; no\n"
+    "photograph of exactly one of them could be shipped. Name your own: focusvit demo IMAGE ..."
+)
 DEMO_BATCHES = (1, 32)
 DEMO_SEED = 0
 DEMO_RESOLUTION = 224
@@ -29,7 +38,7 @@ PART_NAMES = {
     "superpixels": "superpixels",
     "model": "model, superpixels given",
     "pixels_to_logits": "pixels to logits",
-    "whole_path": "picture to class",
+    "whole_path": "image to class",
 }
 
 
@@ -38,49 +47,60 @@ def add_demo_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "demo",
         parents=[checkpoint_arguments()],
-        help="classify and draw a photograph of a cat, and time FocusViT beside a dense ViT",
+        help="classify and draw a photograph, and time FocusViT beside a dense ViT",
+        description="Classifies a photograph of a temple, draws its superpixels and a heat map of the answer, and "
+        "measures how long each step takes beside a dense ViT. Writes result.json and result.png.",
     )
-    command.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE", help="further pictures")
-    command.add_argument("--out", type=Path, default=Path("demo"), metavar="FOLDER", help="by default demo")
+    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="your own images, shown as well")
+    command.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="FOLDER", help="where the results go (default: demo)"
+    )
     command.set_defaults(run=demo)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """
-    `focusvit demo`: a photograph of a cat classified, drawn and timed; writes `result.json` and `result.png`.
+    `focusvit demo`: a photograph classified, drawn and timed; writes `result.json` and `result.png`.
 
     Raises:
-        ValueError: on a picture or a checkpoint that cannot be read, before anything is classified.
+        ValueError: on an image or a checkpoint that cannot be used, before anything is measured.
         OSError: likewise, where `--out` cannot be written to.
     """
+    require_matplotlib()
+    check_folder(arguments.out)
+    drawing, result_file = arguments.out / "result.png", arguments.out / "result.json"
+    for path in (drawing, result_file):
+        check_file(path, arguments.images)
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     name = Path(arguments.model or DEFAULT_CHECKPOINT).name
-    photograph = Image.fromarray(chelsea())
-    titles = ["cat (scikit-image)", *(path.name for path in arguments.pictures)]
-    pictures = [photograph, *(open_picture(path, index) for index, path in enumerate(arguments.pictures))]
-    check_folder(arguments.out)
+    images = [open_image(path, index) for index, path in enumerate([SAMPLE, *arguments.images])]
+    titles = [SAMPLE_TITLE, *(path.name for path in arguments.images)]
     print("classifying, drawing and measuring where the time goes ...", file=sys.stderr)
-    answers = list(ranked_classes(model, image_processor, pictures))
-    rows = [explain(model, image_processor, *pair) for pair in zip(pictures, titles, strict=True)]
-    own_size = _split({name: (model, image_processor)}, photograph)
-    compared = _split(_tiny_systems(arguments.device), photograph)
+    explanations = [explain(model, image_processor, image) for image in images]
+    answers = [explanation.ranked() for explanation in explanations]
+    own_size = _split({name: (model, image_processor)}, images[0])
+    compared = _split(_tiny_systems(arguments.device), images[0])
     ratios = {
         batch: {part: dense[part]["median_ms"] / focusvit[part]["median_ms"] for part in COMPARED_PARTS}
         for batch, (focusvit, dense) in ((batch, split.values()) for batch, split in compared.items())
     }
     settings = environment(model.device, model.dtype, DEMO_SEED)
     splits = {"own_size": own_size, "at_224_pixels": compared}
-    described = [{"picture": title, **ranked} for title, ranked in zip(titles, answers, strict=True)]
-    result = {**answers[0], "pictures": described, "splits": splits, "ratios": ratios}
+    described: list[dict[str, Any]] = [
+        {"image": title, **ranked} for title, ranked in zip(titles, answers, strict=True)
+    ]
+    result: dict[str, Any] = {**answers[0], "images": described, "splits": splits, "ratios": ratios}
     result |= {"model": name, "num_tokens": model.config.num_tokens, "environment": settings}
     # What was measured survives both a full disk and a closed pipe.
     try:
-        write_png(arguments.out / "result.png", draw_sheet(rows))
-        write_json(arguments.out / "result.json", result)
+        write_png(drawing, draw_sheet(explanations, titles))
+        write_json(result_file, result)
     finally:
         _print_result(result)
-    print(f"\nwrote {arguments.out / 'result.png'} and {arguments.out / 'result.json'}")
+        if arguments.model is None:
+            print(SAMPLE_NOTE)
+    print(f"\nwrote {printable(str(drawing))} and {printable(str(result_file))}")
 
 
 def _tiny_systems(device: torch.device) -> dict[str, tuple[Any, Any]]:
@@ -94,19 +114,19 @@ def _tiny_systems(device: torch.device) -> dict[str, tuple[Any, Any]]:
     return systems
 
 
-def _split(systems: dict[str, tuple[Any, Any]], photograph: Image.Image) -> dict[str, Any]:
+def _split(systems: dict[str, tuple[Any, Any]], image: Image.Image) -> dict[str, Any]:
     """[`time_split`] at each of the demo's batch sizes."""
-    return {f"batch_{size}": time_split(systems, [photograph] * size) for size in DEMO_BATCHES}
+    return {f"batch_{size}": time_split(systems, [image] * size) for size in DEMO_BATCHES}
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    """The classes of each picture, then where the time goes."""
-    for ranked in result["pictures"]:
-        print_classes(ranked["picture"], ranked)
+    """The classes of each image, then where the time goes."""
+    for ranked in result["images"]:
+        print_classes(ranked["image"], ranked)
     settings, ratios = result["environment"], result["ratios"]
     print(
         "\n"
-        f"milliseconds a picture, medians; {machine(settings)}, {settings['threads']} threads, {settings['dtype']}\n"
+        f"milliseconds per image, medians; {machine(settings)}, {settings['threads']} threads, {settings['dtype']}\n"
         "focusvit-tiny and a dense ViT of its width and depth, both with random weights, at 224 pixels"
     )
     for size, splits in result["splits"].items():

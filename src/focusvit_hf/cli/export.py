@@ -14,25 +14,33 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit export`."""
     command = commands.add_parser(
         "export",
-        help="write a checkpoint as one graph, for ONNX Runtime or torch.export",
-        description="Writes a folder with a checkpoint as one graph, its labels and how images are prepared.",
+        help="export a checkpoint to ONNX or to a torch.export program",
+        description="Writes a folder that holds a checkpoint as one graph, its labels, and how images are prepared.",
     )
-    command.add_argument("checkpoint", metavar="FOLDER_OR_NAME", help="a FocusViT, a folder or a name on the Hub")
-    command.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     command.add_argument(
-        "--format", choices=EXPORT_FILES, default="onnx", help="by default onnx, which needs focusvit-hf[onnx]"
+        "checkpoint", metavar="FOLDER_OR_NAME", help="a FocusViT checkpoint: a folder or a name on the Hub"
+    )
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must be new or empty")
+    command.add_argument(
+        "--format",
+        choices=EXPORT_FILES,
+        default="onnx",
+        help="the format (default: onnx, which needs pip install focusvit-hf[onnx])",
     )
     command.add_argument(
         "--input",
         choices=GRAPH_INPUTS,
         default="images",
-        help="what the graph takes: images in uint8 (by default) or normalised pixel_values, both cut into "
-        "superpixels in the graph; or pixel_values and their superpixel_ids",
+        help="what the graph takes: images in uint8 or normalised pixel_values, for both of which it computes the "
+        "superpixels, or pixel_values with their superpixel_ids (default: images)",
     )
     add_num_superpixels(command)
-    command.add_argument("--quantize", choices=QUANTIZATIONS, help="weights in 8 bits, for onnx")
+    command.add_argument("--quantize", choices=QUANTIZATIONS, help="store weights in 8 bits (onnx only)")
     command.add_argument(
-        "--batch", type=_batch, metavar="N|dynamic", help="images that the graph takes at a time; by default dynamic"
+        "--batch",
+        type=_batch,
+        metavar="N|dynamic",
+        help="how many images the graph takes at once (default: dynamic, any number)",
     )
     command.set_defaults(run=export)
 

@@ -10,21 +10,25 @@ def add_push_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit push`."""
     command = commands.add_parser(
         "push",
-        help="upload a FocusViT to the Hub with its code and its card",
+        help="upload a FocusViT to the Hub with its code and its model card",
         description="Uploads a FocusViT to the Hub, so that it loads with this package and without it. The access "
         "token is the one of `hf auth login` or of the environment variable HF_TOKEN.",
     )
     command.add_argument(
         "source",
         metavar="FOLDER_OR_CHECKPOINT",
-        help="a folder by save_for_hub, or a checkpoint that such a folder is made of; only what belongs to a "
+        help="a folder that save_for_hub wrote, or a checkpoint to make such a folder of; only what belongs to a "
         "checkpoint is uploaded",
     )
-    command.add_argument("repo_id", metavar="REPO_ID", help="the repository, owner/name; made where there is none")
-    command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    command.add_argument("--revision", metavar="BRANCH", help="by default the main branch")
-    command.add_argument("--message", help="of the commit")
-    command.add_argument("--dry-run", action="store_true", help="only list what would be uploaded; no network")
+    command.add_argument(
+        "repo_id", metavar="REPO_ID", help="the repository, owner/name, which is created if it does not exist"
+    )
+    command.add_argument("--private", action="store_true", default=None, help="create the repository as a private one")
+    command.add_argument("--revision", metavar="BRANCH", help="the branch to upload to (default: main)")
+    command.add_argument("--message", help="the commit message")
+    command.add_argument(
+        "--dry-run", action="store_true", help="only list what would be uploaded, without using the network"
+    )
     command.set_defaults(run=push)
 
 

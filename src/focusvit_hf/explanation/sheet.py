@@ -1,159 +1,116 @@
-"""Sheets of pictures with titles: a photograph, its superpixels, and the heat map of a model's answer."""
+"""Sheets that show what a model sees and what its answer rests on: an image, its regions, its heat map in a row."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
-from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import decode_image
-from ..modeling_focusvit import FocusViTForImageClassification
-from .overlays import colour_levels, covered_box, heat_map, superpixel_boundaries
-from .relevance import evaluating, region_relevance, relevance_per_area
+from ..utils.messages import printable
+from .explain import Explanation
+from .overlays import draw_borders, draw_heat, require_matplotlib
 
 
-_PAPER, _INK, _FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)
-_SMALLEST_PANEL, _LARGEST_PANEL = 280, 1080
-_MARGIN, _TITLE_SIZE, _SMALLEST_TITLE = 16, 18, 11
-# In heights of the type.
-_NARROWEST_COLUMN = 13
+# In pixels: how high an image is drawn; then what surrounds it, and the size of type, beside an image of up to 400.
+_LOWEST, _HIGHEST = 320, 1080
+_GAP, _HEAD, _FOOT, _TYPE = 18, 36, 34, 17
+_NARROWEST_COLUMN = 220
+_DPI = 100
+_INK, _FRAME = "#202020", "#a0a0a0"
 
 
-class Panel(NamedTuple):
-    """A picture with its title, and the ends of its scale of colours where it has one."""
-
-    title: str
-    image: Image.Image
-    scale: tuple[str, str] | None = None
-
-
-def explain(
-    model: FocusViTForImageClassification, image_processor: FocusViTImageProcessor, image: Image.Image, title: str
-) -> list[Panel]:
+def draw_sheet(explanations: Sequence[Explanation], titles: Sequence[str]) -> Image.Image:
     """
-    A photograph, its superpixels, and the heat map of the regions that carried the model's answer.
+    A row for each image: the image, its regions, and the heat map of its answer with a scale of colours.
 
     Args:
-        model ([`FocusViTForImageClassification`]): The model.
-        image_processor ([`FocusViTImageProcessor`]): The processor that belongs to it.
-        image (`PIL.Image.Image`): The photograph. One higher than 1080 pixels is drawn at that height.
-        title (`str`): Its title.
+        explanations (sequence of [`Explanation`]): What [`explain`] found.
+        titles (sequence of `str`): A title for each image.
 
     Returns:
-        `list[Panel]`: The three panels, for [`draw_sheet`].
+        `PIL.Image.Image` in mode RGB. An image is drawn pixel by pixel where it is 320 to 1080 pixels high, a lower
+        one is enlarged and a higher one shrunk to that.
+
+    Raises:
+        ValueError: where matplotlib is not installed.
     """
-    inputs = image_processor(image, return_tensors="pt").to(model.device)
-    ids = model.focusvit.region_ids(inputs["pixel_values"], inputs.get("superpixel_ids"))
-    with torch.no_grad(), evaluating(model):
-        probabilities = model(**inputs).logits.float().softmax(dim=1)[0]
-    answer = int(probabilities.argmax())
-    relevance = region_relevance(model, **inputs, target=answer)
-    density = relevance_per_area(relevance, ids)[0]
-
-    photograph = _at_panel_size(cast(Image.Image, decode_image(image)))
-    box = covered_box(image_processor, photograph.height, photograph.width)
-    noun = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}[model.config.patch_pooling]
-    label = class_name(model, answer)
-    return [
-        Panel(f"{title}, {image.width} x {image.height}", photograph),
-        Panel(f"{relevance.shape[1]} {noun}", superpixel_boundaries(photograph, ids[0], box)),
-        Panel(
-            f"what carried “{label}” ({probabilities[answer]:.0%})",
-            heat_map(photograph, density, ids[0], box),
-            ("less", "more"),
-        ),
-    ]
-
-
-def class_name(model: FocusViTForImageClassification, number: int) -> str:
-    """The name of a class in the model's configuration."""
-    return cast(dict[int, str], model.config.id2label)[number]
-
-
-def _at_panel_size(image: Image.Image) -> Image.Image:
-    """Shrinks a picture higher than a panel may be, enlarges one lower than a panel has to be."""
-    if image.height > _LARGEST_PANEL:
-        width = max(1, round(image.width * _LARGEST_PANEL / image.height))
-        return image.resize((width, _LARGEST_PANEL), Image.Resampling.LANCZOS)
-    times = math.ceil(_SMALLEST_PANEL / image.height)
-    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-
-
-def draw_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """
-    Lays panels out in rows, with titles above, thin frames around, and a scale of colours below where there is one.
-
-    Args:
-        rows (sequence of sequences of [`Panel`]): The panels; those of one row have one height.
-
-    Returns:
-        `PIL.Image.Image` in mode RGB.
-    """
-    strips = [_draw_row(row) for row in rows]
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), _PAPER)
+    require_matplotlib()
+    rows = [_draw_row(*pair) for pair in zip(explanations, titles, strict=True)]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
     return sheet
 
 
-def _draw_row(row: Sequence[Panel]) -> Image.Image:
-    height = max(panel.image.height for panel in row)
-    # Type grows with the panels, so that it stays readable when a large sheet is looked at as a whole.
-    unit = max(1.0, height / 400)
-    margin, size = round(_MARGIN * unit), round(_TITLE_SIZE * unit)
-    head, foot = margin + round(1.6 * size), 2 * margin + size
-    # A narrow picture gets a column that a title fits into.
-    columns = [max(panel.image.width, _NARROWEST_COLUMN * size) for panel in row]
-    width = sum(columns) + margin * (len(row) + 1)
-    # One size of type for a row: the one that its tightest title needs.
-    size_of_titles = min(_fitting_size(panel.title, size, column) for panel, column in zip(row, columns, strict=True))
-    font = ImageFont.load_default(size_of_titles)
-    strip = Image.new("RGB", (width, head + height + foot), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    left = margin
-    for panel, column in zip(row, columns, strict=True):
-        right, bottom = left + panel.image.width, head + panel.image.height
-        text = _shortened(panel.title, font, column)
-        draw.text((left, head - 0.4 * size), text, fill=_INK, font=font, anchor="ls")
-        strip.paste(panel.image, (left, head))
-        draw.rectangle((left - 1, head - 1, right, bottom), outline=_FRAME)
-        if panel.scale is not None:
-            _draw_scale(strip, draw, panel.scale, (left, bottom + margin // 2, right), round(0.75 * size))
-        left += column + margin
-    return strip
+def _draw_row(explanation: Explanation, title: str) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    image = explanation.image
+    label = explanation.labels[explanation.target]
+    panels = {
+        f"{title}, {image.width} x {image.height}": image,
+        f"{explanation.num_regions} {explanation.region_name}": draw_borders(image, explanation.region_map()),
+        f"what “{label}” ({explanation.probabilities[explanation.target]:.0%}) rests on": draw_heat(
+            image, explanation.heat()
+        ),
+    }
+    drawn = {printable(text): _at_panel_size(panel) for text, panel in panels.items()}
+    wide, tall = next(iter(drawn.values())).size
+    # Type grows with the images, so that it stays readable when a large sheet is looked at as a whole.
+    unit = max(1.0, tall / 400)
+    gap, head, foot, type_size = (round(unit * length) for length in (_GAP, _HEAD, _FOOT, _TYPE))
+    column = max(wide, round(unit * _NARROWEST_COLUMN))
+    width, height = gap + len(drawn) * (column + gap), head + tall + foot
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def axes_at(left: int, bottom: int, size: tuple[int, int]) -> Any:
+        place = (left / width, bottom / height, size[0] / width, size[1] / height)
+        axes = figure.add_axes(place, xticks=[], yticks=[])
+        axes.spines[:].set_color(_FRAME)
+        return axes
+
+    def write(text: str, left: float, bottom: float, size: float, **options: Any) -> Any:
+        # Without parse_math a dollar sign in a label would begin a formula.
+        return figure.text(
+            left / width, bottom / height, text, fontsize=size * 72 / _DPI, color=_INK, parse_math=False, **options
+        )
+
+    heads = []
+    for number, (text, panel) in enumerate(drawn.items()):
+        left = gap + number * (column + gap)
+        axes_at(left, foot, (wide, tall)).imshow(panel, interpolation="nearest", aspect="auto")
+        heads.append(write(text, left, foot + tall + gap / 2, type_size))
+    _fit(heads, column, canvas.get_renderer())
+    left, middle, small = gap + 2 * (column + gap), foot / 2, 0.75 * type_size
+    words = round(3 * small)
+    if wide > 3 * words:
+        write("less", left, middle, small, va="center")
+        write("more", left + wide, middle, small, va="center", ha="right")
+        scale = axes_at(left + words, round(middle - small / 2), (wide - 2 * words, round(small)))
+        scale.imshow(np.linspace(0, 1, 256)[None], cmap="inferno", aspect="auto")
+    canvas.draw()
+    return Image.fromarray(np.array(canvas.buffer_rgba())[..., :3])
 
 
-def _fitting_size(text: str, size: int, width: int) -> int:
-    """The largest size of type up to `size` in which the text is no wider than `width`, or the smallest there is."""
-    while size > _SMALLEST_TITLE and ImageFont.load_default(size).getlength(text) > width:
-        size -= 1
-    return size
+def _fit(texts: Sequence[Any], width: int, renderer: Any) -> None:
+    """Ends each of the texts with an ellipsis where it is wider than `width` pixels."""
+    for text in texts:
+        shown = text.get_text()[:_NARROWEST_COLUMN]
+        text.set_text(shown)
+        while shown and text.get_window_extent(renderer).width > width:
+            shown = shown[:-1]
+            text.set_text(f"{shown}…")
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, or its beginning and an ellipsis, no wider than `width`."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
-
-
-def _draw_scale(
-    strip: Image.Image, draw: ImageDraw.ImageDraw, names: tuple[str, str], place: tuple[int, int, int], size: int
-) -> None:
-    left, top, right = place
-    font = ImageFont.load_default(size)
-    before, after = (round(font.getlength(name)) + size // 2 for name in names)
-    length = right - left - before - after
-    if length < size:
-        return
-    levels = Image.linear_gradient("L").rotate(90).resize((length, size))
-    strip.paste(colour_levels(levels, Image.new("L", levels.size, 128)), (left + before, top))
-    for name, x, anchor in ((names[0], left, "lm"), (names[1], right, "rm")):
-        draw.text((x, top + size / 2), name, fill=_INK, font=font, anchor=anchor)
+def _at_panel_size(image: Image.Image) -> Image.Image:
+    """Shrinks an image higher than a panel may be, enlarges one lower than a panel has to be."""
+    if image.height > _HIGHEST:
+        width = max(1, round(image.width * _HIGHEST / image.height))
+        return image.resize((width, _HIGHEST), Image.Resampling.LANCZOS)
+    times = math.ceil(_LOWEST / image.height)
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)

@@ -14,8 +14,8 @@ from .loading import find_file, load_model, read_config
 
 Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
 
-# Where the source tree keeps the checkpoint that was trained here; a wheel does not bring it.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-nano-cifar10"
+# Where the source tree keeps the checkpoint that the commands take by default; a wheel does not bring it.
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-imagenette"
 
 
 def load_checkpoint(

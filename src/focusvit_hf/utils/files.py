@@ -1,12 +1,14 @@
 """Files and folders that are written whole or not at all, and JSON read with clear errors."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Writes a file; one that is there is replaced in one step, or kept where writing fails. Of several writers the last
     one wins, and a reader sees the whole content of one of them.
 
+    A link stays a link, and the file that it leads to is replaced, with the permissions that it had. What is no
+    regular file, such as a device or a named pipe, is written into.
+
     Args:
         path (`Path`): The file; folders above it are made where they are missing.
         content (`bytes`): What it shall hold.
@@ -37,17 +42,60 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: when it cannot be written, such as on a full disk.
     """
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        path.write_bytes(content)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = staging_path(path)
+    # Nobody may read for a moment what only its owner may read.
+    permissions = 0o666 if mode is None else stat.S_IMODE(mode) & 0o600
     try:
-        with staging.open("xb") as file:
+        with open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions), "wb") as file:
             file.write(content)
             file.flush()
             # The content before its name: else a machine that stops may keep the new name without it.
             os.fsync(file.fileno())
+        if mode is not None:
+            staging.chmod(stat.S_IMODE(mode))
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int | None:
+    """Kind and permissions of the file that a path leads to, None where there is none."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def check_file(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """
+    Whether [`write_whole`] can write a file, before the work begins whose result it is to hold.
+
+    Args:
+        path (`Path`): The file.
+        inputs (iterable of `Path`): What the work reads, none of which may be replaced by its result.
+
+    Raises:
+        ValueError: when it is a folder, or one of the inputs.
+        OSError: when it cannot be written.
+    """
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise ValueError(f"expected a file to write to, got the folder {path}")
+    for given in inputs:
+        if path.resolve() == given.resolve() or (
+            mode is not None and _mode(given) is not None and path.samefile(given)
+        ):
+            raise ValueError(f"expected a file to write to that is none of the inputs, got {path}")
+    if mode is None or stat.S_ISREG(mode):
+        check_folder(path.resolve().parent)
+    if mode is not None and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,219 @@
+"""`focusvit classify` and `focusvit visualize`: the classes of images, and what the answers rest on."""
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from ..errors import joined
+from ..explanation import Prediction, draw_sheet, explain, predict
+from ..explanation.overlays import require_matplotlib
+from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import decode_image, naming_image
+from ..modeling_focusvit import FocusViTForImageClassification
+from ..utils.environment import environment
+from ..utils.files import check_file, check_folder, write_json, write_whole
+from ..utils.messages import one_line, printable
+from .arguments import checkpoint_arguments, count
+
+
+# What the commands return where they did their work for some of the images only.
+SOME_FAILED = 1
+
+
+def add_image_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit classify` and `focusvit visualize`."""
+    command = commands.add_parser(
+        "classify",
+        parents=[checkpoint_arguments()],
+        help="print the most probable classes of images",
+        description="Prints the most probable classes of each image. An image that cannot be read is named, the "
+        "others are classified all the same, and the exit status is 1.",
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the classes to this file")
+    command.add_argument("--top-k", type=count, default=5, help="how many classes to show for each image (default: 5)")
+    command.add_argument(
+        "--batch-size", type=count, default=1, help="how many images go through the model at once (default: 1)"
+    )
+    command.set_defaults(run=classify)
+
+    command = commands.add_parser(
+        "visualize",
+        parents=[checkpoint_arguments()],
+        help="draw images with their superpixels and a heat map of the answer",
+        description="Draws each image beside its superpixels and a heat map that shows which parts the answer rests "
+        "on. An image that cannot be read is named, the others are drawn all the same, and the exit status is 1.",
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("visualization.png"),
+        metavar="FILE.png|FOLDER",
+        help="a PNG file for all images, or a folder for one PNG file per image (default: visualization.png)",
+    )
+    command.set_defaults(run=visualize)
+
+
+def open_image(path: Path, index: int = 0) -> Image.Image:
+    """
+    Reads an image file as RGB, upright, transparency laid over white, 16 bits scaled to 8.
+
+    Args:
+        path (`Path`): The file.
+        index (`int`, *optional*, defaults to 0): Its number, for the error.
+
+    Raises:
+        ValueError: when it cannot be read, has no pixels or too many to be decoded safely; the file is named.
+    """
+    with naming_image(index):
+        return cast(Image.Image, decode_image(path))
+
+
+class Failures(dict[Path, str]):
+    """The images that could not be used, each with the reason, which is printed to stderr as soon as it is known."""
+
+    def add(self, path: Path, error: Exception) -> None:
+        self[path] = one_line(error)
+        print(f"focusvit: error: {self[path]}", file=sys.stderr)
+
+    def described(self) -> list[dict[str, str]]:
+        return [{"image": str(path), "error": reason} for path, reason in self.items()]
+
+
+def opened(paths: Sequence[Path], failures: Failures) -> Iterator[tuple[Path, Image.Image]]:
+    """The images of these files, one after the other; a file that cannot be read is kept in `failures`."""
+    for index, path in enumerate(paths):
+        try:
+            image = open_image(path, index)
+        except ValueError as error:
+            failures.add(path, error)
+        else:
+            yield path, image
+
+
+def predictions(
+    model: FocusViTForImageClassification,
+    image_processor: FocusViTImageProcessor,
+    images: Iterator[tuple[Path, Image.Image]],
+    batch_size: int,
+    failures: Failures,
+) -> Iterator[tuple[Path, Prediction]]:
+    """What the model says about each image, in batches; an image that it refuses is kept in `failures`."""
+    while batch := [pair for _, pair in zip(range(batch_size), images, strict=False)]:
+        try:
+            found = predict(model, image_processor, [image for _, image in batch])
+        except ValueError as error:
+            if len(batch) > 1:
+                # One by one, to find out which of them it was.
+                yield from predictions(model, image_processor, iter(batch), 1, failures)
+            else:
+                failures.add(batch[0][0], ValueError(f"{batch[0][0]}: {error}"))
+        else:
+            yield from zip([path for path, _ in batch], found, strict=True)
+
+
+def print_classes(title: str, ranked: dict[str, Any]) -> None:
+    print(printable(title))
+    labels = [printable(label) for label in ranked["labels"]]
+    width = max(map(len, labels))
+    for label, score in zip(labels, ranked["scores"], strict=True):
+        print(f"  {label:<{width}}  {score:6.1%}")
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """
+    `focusvit classify`: prints the classes of images; `--out` writes them as JSON when all are done.
+
+    Returns:
+        `int`: 0, or 1 where some of the images could not be used.
+
+    Raises:
+        ValueError: on a checkpoint that cannot be used and an `--out` that is one of the images or cannot be written,
+            before anything is classified.
+    """
+    if arguments.out is not None:
+        check_file(arguments.out, arguments.images)
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
+    model.to(arguments.device)
+    failures, results = Failures(), []
+    images = opened(arguments.images, failures)
+    try:
+        for path, prediction in predictions(model, image_processor, images, arguments.batch_size, failures):
+            ranked = prediction.ranked(arguments.top_k)
+            results.append({"image": str(path), **ranked})
+            print_classes(str(path), ranked)
+    finally:
+        # What was found survives an interruption and a closed pipe.
+        if arguments.out is not None and results:
+            name = arguments.model or DEFAULT_CHECKPOINT.name
+            described = {"model": name, "num_tokens": model.config.num_tokens}
+            settings = environment(model.device, model.dtype)
+            described |= {"images": results, "failures": failures.described(), "environment": settings}
+            write_json(arguments.out, described)
+    return SOME_FAILED if failures else 0
+
+
+def visualize(arguments: argparse.Namespace) -> int:
+    """
+    `focusvit visualize`: one PNG file with a row for each image, or a folder with a PNG file for each.
+
+    Returns:
+        `int`: 0, or 1 where some of the images could not be used.
+
+    Raises:
+        ValueError: on a checkpoint that cannot be used and an `--out` that is one of the images or cannot be written,
+            before anything is drawn.
+    """
+    paths, out = arguments.images, arguments.out
+    require_matplotlib()
+    as_file = out.suffix.lower() == ".png" and not out.is_dir()
+    names = {path: f"{path.stem}.png" for path in paths}
+    if as_file:
+        check_file(out, paths)
+    else:
+        _check_drawings(out, paths, names)
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
+    model.to(arguments.device)
+    failures, rows, titles = Failures(), [], []
+    for path, image in opened(paths, failures):
+        try:
+            explanation = explain(model, image_processor, image)
+        except ValueError as error:
+            failures.add(path, ValueError(f"{path}: {error}"))
+            continue
+        if as_file:
+            rows.append(explanation)
+            titles.append(path.name)
+        else:
+            write_png(out / names[path], draw_sheet([explanation], [path.name]))
+            print(f"wrote {printable(str(out / names[path]))}")
+    if rows:
+        write_png(out, draw_sheet(rows, titles))
+        print(f"wrote {printable(str(out))}")
+    return SOME_FAILED if failures else 0
+
+
+def _check_drawings(out: Path, paths: Sequence[Path], names: dict[Path, str]) -> None:
+    """Raises ValueError where a PNG file for each image cannot go into the folder `out`."""
+    if (out.suffix or out.is_file()) and not out.is_dir():
+        raise ValueError(f"expected a .png file or a folder for --out, got {out}")
+    if len(set(names.values())) < len(paths):
+        raise ValueError(f"expected images with different names for a folder, got {[path.name for path in paths]}")
+    targets = {(out / name).resolve() for name in names.values()}
+    overwritten = sorted(str(path) for path in paths if path.resolve() in targets)
+    if overwritten:
+        raise ValueError(f"expected an --out that is none of the images, got {joined(overwritten)}")
+    check_folder(out)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())

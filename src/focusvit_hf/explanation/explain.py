@@ -1,0 +1,210 @@
+"""What a model says about an image and what its answer rests on, found once and drawn by whoever wants to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import decode_image
+from ..lay_back import Box, cells_to_pixels
+from ..modeling_focusvit import FocusViTForImageClassification
+from .overlays import covered_box
+from .relevance import cell_relevance, evaluating, scores
+
+
+# The share of the cells below the strongest colour, and what counts as no relevance at all, in nats.
+_STRONGEST, _SMALLEST = 0.98, 1e-6
+_REGION_NAMES = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    What a model says about an image.
+
+    Args:
+        image (`PIL.Image.Image`): The image as the model takes it: upright, 8-bit RGB, transparency laid over white.
+        labels (`list[str]`): The names of the classes, in the order of their numbers.
+        probabilities (`torch.FloatTensor` of shape `(num_labels,)`): In 0..1.
+        region_ids (`torch.LongTensor` of shape `(rows, columns)`): The region of each cell, in [0, num_regions).
+        num_regions (`int`): How many regions the model sees, which is how many tokens it works on.
+        region_name (`str`): What they are: superpixels, tiles of a grid or patches.
+        box ([`~lay_back.Box`]): The part of the image that the map covers, in its pixels.
+    """
+
+    image: Image.Image
+    labels: list[str]
+    probabilities: torch.Tensor
+    region_ids: torch.Tensor
+    num_regions: int
+    region_name: str
+    box: Box
+
+    @property
+    def answer(self) -> int:
+        """The number of the most probable class."""
+        return int(self.probabilities.argmax())
+
+    def ranked(self, top_k: int = 5) -> dict[str, list[Any]]:
+        """The most probable classes, best first: `{"labels": [...], "scores": [...]}` with scores in 0..1."""
+        best = self.probabilities.topk(min(top_k, len(self.labels)))
+        return {"labels": [self.labels[number] for number in best.indices.tolist()], "scores": best.values.tolist()}
+
+    def region_map(self) -> torch.Tensor:
+        """(height, width) int64: the region of each pixel of the image, -1 outside the box."""
+        return cells_to_pixels(self.region_ids, (self.image.height, self.image.width), self.box, fill=-1)
+
+
+@dataclass(frozen=True)
+class Explanation(Prediction):
+    """
+    A [`Prediction`] with what it rests on.
+
+    Args:
+        target (`int`): The class in question.
+        relevance (`torch.FloatTensor` of shape `(rows, columns)`):
+            How much of the target's score rests on each cell, in nats for the area of the image, see
+            [`~explanation.relevance.cell_relevance`]. Negative where a cell speaks against the target.
+    """
+
+    target: int
+    relevance: torch.Tensor
+
+    def heat(self) -> torch.Tensor:
+        """
+        (height, width) float32 in 0..1: the positive relevance of each pixel, 0 outside the box. The one cell in fifty
+        that has the most gets 1, so that a single cell does not darken all others.
+        """
+        positive = self.relevance.clamp(min=0)
+        largest = positive.quantile(_STRONGEST) if positive.quantile(_STRONGEST) > 0 else positive.max()
+        levels = (positive / largest.clamp(min=_SMALLEST)).clamp(max=1)
+        return cells_to_pixels(levels, (self.image.height, self.image.width), self.box, mode="bilinear")
+
+
+def predict(
+    model: FocusViTForImageClassification, image_processor: FocusViTImageProcessor, images: Sequence[Image.Image]
+) -> list[Prediction]:
+    """
+    What a model says about images. Each is prepared once, and all go through the model together where they have one
+    size afterwards.
+
+    Args:
+        model ([`FocusViTForImageClassification`]): It runs in evaluation mode, and is left as it was.
+        image_processor ([`FocusViTImageProcessor`]): The processor that belongs to it.
+        images (sequence of `PIL.Image.Image`): Of any size and mode.
+
+    Returns:
+        `list[Prediction]`: One for each image, its tensors on the CPU.
+
+    Raises:
+        ValueError: on an image that the processor or the model refuses, on a model that is no classifier, and on
+            logits that are not finite.
+    """
+    return [prediction for prediction, *_ in _looked_at(model, image_processor, images)]
+
+
+def explain(
+    model: FocusViTForImageClassification,
+    image_processor: FocusViTImageProcessor,
+    image: Image.Image,
+    target: int | None = None,
+    batch_size: int = 64,
+) -> Explanation:
+    """
+    What a model says about an image, and how much of the answer rests on each part of it. The image is prepared once
+    and goes through the model once, and then once for each part that is hidden (190 for most models).
+
+        >>> explanation = explain(model, image_processor, Image.open("dog.jpg"))
+        >>> explanation.ranked(1)
+        {'labels': ['English springer'], 'scores': [0.93]}
+
+    Args:
+        model, image_processor: As in [`predict`].
+        image (`PIL.Image.Image`): Of any size and mode.
+        target (`int`, *optional*): The class in question, by default the model's answer.
+        batch_size (`int`, *optional*, defaults to 64): How many partly hidden images go through the model at a time.
+
+    Returns:
+        [`Explanation`], its tensors on the CPU.
+
+    Raises:
+        ValueError: as [`predict`], and on a `target` that is no class and a `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"Expected batch_size >= 1, got {batch_size}.")
+    if target is not None and not 0 <= target < len(_labels(model)):
+        raise ValueError(f"Expected a target in [0, {model.config.num_labels}), got {target}.")
+    [(prediction, inputs, log_probabilities)] = _looked_at(model, image_processor, [image])
+    number = prediction.answer if target is None else target
+    relevance = cell_relevance(
+        model,
+        inputs["pixel_values"],
+        inputs.get("superpixel_ids"),
+        log_probabilities[None],
+        torch.tensor([number], device=model.device),
+        batch_size,
+    )
+    return Explanation(**vars(prediction), target=number, relevance=relevance[0].cpu())
+
+
+@torch.no_grad()
+def _looked_at(
+    model: FocusViTForImageClassification, image_processor: FocusViTImageProcessor, images: Sequence[Image.Image]
+) -> list[tuple[Prediction, dict[str, torch.Tensor], torch.Tensor]]:
+    """Each image's prediction, with what the model was given for it and the logarithms of its probabilities."""
+    labels = _labels(model)
+    if not images:
+        return []
+    upright = [cast(Image.Image, decode_image(image)) for image in images]
+    inputs = [dict(image_processor(image, return_tensors="pt").to(model.device)) for image in upright]
+    sizes = {item["pixel_values"].shape for item in inputs}
+    groups = [inputs] if len(sizes) == 1 else [[item] for item in inputs]
+    with evaluating(model):
+        log_probabilities = torch.cat([_scores(model, group) for group in groups])
+    if not log_probabilities.isfinite().all():
+        raise ValueError(f"expected finite logits of the model, got {_not_finite(model)}")
+    config = model.config
+    found = []
+    for image, item, values in zip(upright, inputs, log_probabilities, strict=True):
+        pixel_values = item["pixel_values"]
+        prediction = Prediction(
+            image=image,
+            labels=labels,
+            probabilities=values.exp().cpu(),
+            region_ids=model.focusvit.region_ids(pixel_values, item.get("superpixel_ids"))[0].cpu(),
+            num_regions=config.num_regions(*pixel_values.shape[2:]),
+            region_name=_REGION_NAMES[config.patch_pooling],
+            box=covered_box(image_processor, image.height, image.width),
+        )
+        found.append((prediction, item, values))
+    return found
+
+
+def _scores(model: FocusViTForImageClassification, group: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """[`scores`] of prepared images of one size."""
+    pixel_values = torch.cat([item["pixel_values"] for item in group])
+    maps = [item["superpixel_ids"] for item in group if "superpixel_ids" in item]
+    return scores(model, pixel_values, torch.cat(maps) if maps else None)
+
+
+def _labels(model: FocusViTForImageClassification) -> list[str]:
+    config = model.config
+    number = cast(int, config.num_labels)
+    if config.problem_type == "regression" or number < 2:
+        raise ValueError(
+            f"expected a model that tells at least two classes apart, got num_labels={number} and "
+            f"problem_type={config.problem_type!r}"
+        )
+    names = cast(dict[int, str], config.id2label)
+    return [str(names.get(label, f"LABEL_{label}")) for label in range(number)]
+
+
+def _not_finite(model: torch.nn.Module) -> str:
+    """Which of the weights is to blame for logits that are not finite."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            return f"NaN or infinity, as in its weights {name}"
+    return f"NaN or infinity from finite weights in {next(model.parameters()).dtype}"
