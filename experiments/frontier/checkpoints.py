@@ -26,6 +26,7 @@ from experiments.micro.processes import keep_heap
 from experiments.micro.results import packed, write_table
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from focusvit_hf.hub.folder import TRAINING_LOG_FILE
+from focusvit_hf.images import decode_image
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json
 
@@ -44,7 +45,7 @@ def ranked(model: Any, processor: Any, pictures: datasets.Dataset) -> np.ndarray
     """
     parts = []
     for rows in pictures.iter(_BATCH_SIZE):
-        logits = model(**processor([image.convert("RGB") for image in rows["image"]], return_tensors="pt")).logits
+        logits = model(**processor([decode_image(image) for image in rows["image"]], return_tensors="pt")).logits
         parts.append(logits.topk(min(5, logits.shape[-1])).indices.numpy())
     return np.concatenate(parts)
 

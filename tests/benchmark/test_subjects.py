@@ -184,7 +184,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Expected JPEG files in .*got none"):
         read_pictures(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(sample_pictures()[0][:2000])
-    with pytest.raises(ValueError, match=r"Expected pictures in .*broken.jpg"):
+    with pytest.raises(ValueError, match=r"Expected images in .*broken.jpg"):
         read_pictures(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The path of an image, split into parts that can be timed, and the training step."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..cielab import grey_levels
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import decode_image
 from ..modeling_focusvit import FocusViTPreTrainedModel
 from ..superpixel_options import default_cell_size
 from ..superpixels import slic
@@ -49,16 +49,14 @@ def split_subjects(
         return image_processor(batch, return_tensors="pt", **options).to(model.device)
 
     run = _forward(model, compiled)
-    opened = _open(pictures)
-    for picture in opened:
-        picture.load()
-    pixel_values = process(opened, without)["pixel_values"]
+    decoded = _decoded(pictures)
+    pixel_values = process(decoded, without)["pixel_values"]
     options_of_path: Mapping[str, Any] = {}
     subjects: dict[str, Callable[[], Any]] = {
-        "decode": lambda: [picture.load() for picture in _open(pictures)],
-        "processor": lambda: process(opened, without),
+        "decode": lambda: _decoded(pictures),
+        "processor": lambda: process(decoded, without),
         "pixels_to_logits": forward_pass(model, image_processor, pixel_values, compiled),
-        "whole_path": lambda: run(**process(_open(pictures), options_of_path)).argmax(-1),
+        "whole_path": lambda: run(**process(_decoded(pictures), options_of_path)).argmax(-1),
     }
     if not any(isinstance(picture, bytes) for picture in pictures):
         del subjects["decode"]
@@ -162,10 +160,9 @@ def zero_gradients(model: PreTrainedModel) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
-def _open(pictures: Sequence[Image.Image | bytes]) -> list[Image.Image]:
-    """As one opens files: PIL decodes when the pixels are first needed."""
-    opened = [Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture for picture in pictures]
-    return [picture if picture.mode == "RGB" else picture.convert("RGB") for picture in opened]
+def _decoded(pictures: Sequence[Image.Image | bytes]) -> list[Any]:
+    """Upright, in 8-bit RGB: what all processors are handed, those of other libraries too."""
+    return [decode_image(picture) for picture in pictures]
 
 
 def _forward(model: PreTrainedModel, compiled: bool) -> Callable[..., torch.Tensor]:

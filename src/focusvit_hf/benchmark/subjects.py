@@ -37,6 +37,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import decode_image
 from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.files import read_json
 
@@ -267,10 +268,9 @@ def read_pictures(folder: Path) -> list[bytes]:
         raise ValueError(f"Expected JPEG files in {folder}, got none.")
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                picture.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"Expected pictures in {folder}, got {path.name}: {error}") from error
+            decode_image(path)
+        except ValueError as error:
+            raise ValueError(f"Expected images in {folder}, got {error}") from error
     return [path.read_bytes() for path in paths]
 
 
