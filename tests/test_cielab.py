@@ -6,7 +6,7 @@ import torch
 from skimage.color import rgb2lab
 
 import reference
-from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums, cell_sums_of_pixels, grey_levels
+from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums, cell_sums_of_pixels, levels_of_pixels
 
 
 def colours(steps):
@@ -58,7 +58,7 @@ def test_sums_of_normalised_pixels_are_those_of_the_levels(photographs, cell, dt
     mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if dtype == torch.float32 else ([0.5] * 3, [0.5] * 3)
     columns = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
     pixel_values = ((levels / 255 - columns[0]) / columns[1]).to(dtype)
-    assert torch.equal(grey_levels(pixel_values, *columns), levels)
+    assert torch.equal(levels_of_pixels(pixel_values, mean, std), levels)
     assert torch.equal(cell_sums_of_pixels(pixel_values, mean, std, cell), cell_sums(levels, cell))
 
 

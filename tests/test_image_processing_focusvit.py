@@ -329,3 +329,83 @@ def test_skimage_takes_up_to_a_superpixel_a_cell(processor):
     assert_owned(output.superpixel_ids, 256)
     with pytest.raises(ValueError, match="up to the 256 cells of the picture, got 257"):
         processor(noise(8, 8), superpixel_method="skimage", num_superpixels=257)
+
+
+# The two halves of a call.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"superpixel_method": "skimage"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_halves_of_a_call_are_the_call(small_photographs, options, dtype):
+    processor = FocusViTImageProcessor(**TINY, **options)
+    images = [image.numpy() for image in torch.nn.functional.pad(small_photographs, (3, 0))]
+    expected = processor(images, return_tensors="pt")
+    levels = torch.from_numpy(np.stack(processor.to_levels(images)))
+    assert levels.dtype == torch.uint8 and levels.shape == (len(images), 3, 32, 32)
+    given = levels.to(dtype)
+    found = processor.process_levels(given)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name])
+    # What was given is left alone.
+    assert torch.equal(given, levels.to(dtype))
+
+
+def test_options_of_a_call_reach_its_halves(small_photographs):
+    processor = FocusViTImageProcessor(**TINY)
+    assert "superpixel_ids" not in processor.process_levels(small_photographs, do_superpixels=False)
+    ids = processor.process_levels(small_photographs, num_superpixels=(2, 3))["superpixel_ids"]
+    assert ids.unique().tolist() == list(range(6))
+    assert processor.to_levels(small_photographs, size={"height": 7, "width": 9})[0].shape == (3, 7, 9)
+    with pytest.raises(ValueError, match="got 17; the nearest"):
+        processor.process_levels(small_photographs, num_superpixels=17)
+    with pytest.raises((TypeError, ValueError), match="num_superpixel"):
+        processor.process_levels(small_photographs, num_superpixel=16)
+
+
+def test_levels_of_floats_are_their_nearest(small_photographs):
+    processor = FocusViTImageProcessor(**TINY, do_rescale=False, do_resize=False)
+    floats = small_photographs.float() / 255
+    assert np.array_equal(processor.to_levels(floats), small_photographs.numpy())
+    found = processor(floats, return_tensors="pt")
+    expected = FocusViTImageProcessor(**TINY)(small_photographs, return_tensors="pt")
+    for name in expected:
+        assert torch.equal(found[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    "levels", [torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.int64)], ids=["3d", "int"]
+)
+def test_what_is_no_batch_of_levels_is_refused(levels):
+    with pytest.raises(ValueError, match=r"Expected levels of shape \(batch, channels, height, width\)"):
+        FocusViTImageProcessor(**TINY).process_levels(levels)
+
+
+def test_data_format_of_a_call_is_honoured(small_photographs):
+    processor = FocusViTImageProcessor(**TINY)
+    first = processor(small_photographs, return_tensors="pt")
+    last = processor(small_photographs, return_tensors="pt", data_format="channels_last")
+    assert torch.equal(last.pixel_values, first.pixel_values.movedim(1, -1))
+    assert torch.equal(last.superpixel_ids, first.superpixel_ids)
+    with pytest.raises(ValueError, match="Expected data_format 'channels_first' or 'channels_last', got 'sideways'"):
+        processor(small_photographs, data_format="sideways")
+
+
+def test_device_of_a_call_is_honoured(small_photographs, monkeypatch):
+    processor = FocusViTImageProcessor(**TINY)
+    with pytest.raises(ValueError, match="Expected return_tensors='pt' with device='cpu', got None"):
+        processor(small_photographs, device="cpu")
+    assert processor(small_photographs, device="cpu", return_tensors="pt").pixel_values.device.type == "cpu"
+    # A device that this machine is sure to have beside the CPU holds no values, so superpixels are left out.
+    found = processor(small_photographs, device="meta", return_tensors="pt", do_superpixels=False)
+    assert found.pixel_values.device.type == "meta"

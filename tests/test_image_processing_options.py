@@ -72,8 +72,8 @@ def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, l
         (Image.new("RGB", (0, 0)), "expected an image with pixels, got 0 x 0"),
         (torch.full((3, 8, 8), float("nan")), "got NaN or infinity"),
         (np.full((8, 8, 3), -np.inf), "got NaN or infinity"),
-        (np.full((8, 8, 3), -1.5), "expected values in 0..255 with do_rescale=True, got -1.5"),
-        (np.full((8, 8, 3), 300.5), "expected values in 0..255 with do_rescale=True, got 300.5"),
+        (np.full((8, 8, 3), -1.5), "expected floating-point values in 0..255, got -1.5"),
+        (np.full((8, 8, 3), 300.5), "expected floating-point values in 0..255, got 300.5"),
         (np.zeros((8, 8, 7), np.uint8), "plainly that of 1, 3 or 4 channels"),
     ],
 )
@@ -368,6 +368,7 @@ def test_the_code_can_be_shipped_with_a_checkpoint():
         "errors.py",
         "images.py",
         "regions.py",
+        "superpixel_maps.py",
         "superpixel_options.py",
         "superpixels.py",
         "superpixels_skimage.py",

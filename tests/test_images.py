@@ -17,6 +17,7 @@ from focusvit_hf.images import (
     channels_first,
     check_area,
     decode_image,
+    fixed_size,
     flat_images,
     from_array,
     from_pil,
@@ -496,3 +497,34 @@ def test_a_transparent_array_is_the_transparent_image():
     expected = channels_first(decode_image(Image.fromarray(pixels)))
     np.testing.assert_array_equal(decode_image(pixels), expected)
     np.testing.assert_array_equal(decode_image(np.moveaxis(pixels, -1, 0)), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"size": {"height": 5, "width": 7}}, None),
+        ({"do_resize": True, "size": {"height": 5, "width": 7}}, (5, 7)),
+        ({"do_resize": True, "size": {"shortest_edge": 5}}, None),
+        (
+            {
+                "do_resize": True,
+                "size": {"shortest_edge": 5},
+                "do_center_crop": True,
+                "crop_size": {"height": 3, "width": 4},
+            },
+            (3, 4),
+        ),
+        ({"do_center_crop": True, "crop_size": SizeDict(height=3, width=4)}, (3, 4)),
+        ({"do_resize": True, "size": 6}, (6, 6)),
+        ({"do_center_crop": False, "crop_size": {"height": 3, "width": 4}}, None),
+    ],
+)
+def test_the_size_that_options_fix(options, expected):
+    assert fixed_size(options) == fixed_size(SimpleNamespace(**options)) == expected
+
+
+def test_the_size_that_a_processor_gives():
+    assert fixed_size(FocusViTImageProcessor()) == (224, 224)
+    assert fixed_size(FocusViTImageProcessor(do_center_crop=True, crop_size=16)) == (16, 16)
+    assert fixed_size(FocusViTImageProcessor(do_resize=False)) is None

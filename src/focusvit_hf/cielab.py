@@ -41,20 +41,19 @@ def _tables(device: torch.device) -> tuple[torch.Tensor, ...]:
     return tuple(table.to(device) for table in _TABLES)
 
 
-def grey_levels(pixel_values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, white: float = 1.0) -> torch.Tensor:
+def levels_of_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """
     Undoes a normalisation.
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`): (rescaled - mean) / std.
-        mean, std (`torch.FloatTensor` that broadcast to `pixel_values`): Of the normalisation, in float32.
-        white (`float`, *optional*, defaults to 1.0): Value of white in the rescaled picture.
+        mean, std (sequences of `float`): Of the normalisation, for each channel.
 
     Returns:
         `torch.FloatTensor` like `pixel_values`: float32, in whole levels 0..255.
     """
-    levels = torch.addcmul(mean * (255 / white), pixel_values.float(), std * (255 / white))
-    return levels.round_().clamp_(0, 255)
+    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
+    return torch.addcmul(offset * 255, pixel_values.float(), scale * 255).round_().clamp_(0, 255)
 
 
 def cell_sums(levels: torch.Tensor, cell_size: int) -> torch.Tensor:
@@ -88,9 +87,9 @@ def cell_sums_of_pixels(
         mean, std (sequences of `float`): Of the normalisation, for each channel.
         cell_size (`int`): Side of a cell in pixels; divides height and width.
     """
-    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
     if pixel_values.dtype != torch.float32 or cell_size > _LARGEST_MEAN_CELL:
-        return cell_sums(grey_levels(pixel_values, offset, scale), cell_size)
+        return cell_sums(levels_of_pixels(pixel_values, mean, std), cell_size)
+    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
     white = 255 * cell_size**2
     means = nn.functional.avg_pool2d(pixel_values, cell_size) if cell_size > 1 else pixel_values
     return torch.addcmul(offset * white, means, scale * white).round_().clamp_(0, white)

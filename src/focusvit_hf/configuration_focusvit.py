@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
 from .errors import refuse_misspelt
-from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_layout
+from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_count, superpixel_layout
 
 
 # Installed with the package. A copy of this file that came with a checkpoint has no such folder beside it.
@@ -416,8 +416,7 @@ class FocusViTConfig(PreTrainedConfig):
     @property
     def superpixel_count(self) -> int:
         """K as one number."""
-        count: int | Sequence[int] = self.num_superpixels
-        return count if isinstance(count, int) else count[0] * count[1]
+        return superpixel_count(self.num_superpixels)
 
 
 __all__ = ["FocusViTConfig"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,19 +24,18 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .cielab import cell_sums, cell_sums_of_pixels, grey_levels
 from .errors import refuse_misspelt
-from .images import channels_first, decode_image, flat_images, naming_image, resize
+from .images import channels_first, decode_image, fixed_size, flat_images, levels_of_floats, naming_image, resize
+from .superpixel_maps import superpixel_map
 from .superpixel_options import (
     SHARED_FIELDS,
+    SuperpixelOptions,
     check_options,
     default_cell_size,
     shared_values,
     superpixel_count,
     superpixel_layout,
 )
-from .superpixels import slic_of_cells
-from .superpixels_skimage import skimage_slic_ids
 
 
 logger = logging.get_logger(__name__)
@@ -58,12 +58,11 @@ _OWN_OPTIONS = tuple(
 )
 
 
-class _Picture(NamedTuple):
-    """A picture after resize and crop. Pictures that agree in all but the values are finished together."""
+class _Prepared(NamedTuple):
+    """An image after resize and crop. Images that agree in all but the values are finished together."""
 
-    array: np.ndarray  # (channels, height, width), uint8 or float32
+    array: np.ndarray  # (channels, height, width): 8-bit levels in uint8, or floats that are neither resized nor cut
     divisor: float  # what rescales the array: rescaled = array / divisor
-    white: float  # value of white in the rescaled picture
 
 
 def _refuse_misspelt(options: Iterable[str]) -> None:
@@ -188,13 +187,17 @@ class FocusViTImageProcessor(PilBackend):
             raise ValueError(
                 "Expected do_pad=False: a padded border would get superpixels of its own. Resize or crop."
             )
+        if kwargs["data_format"] not in (None, *ChannelDimension):
+            raise ValueError(
+                f"Expected data_format 'channels_first' or 'channels_last', got {kwargs['data_format']!r}."
+            )
         factor = kwargs["rescale_factor"]
         if kwargs["do_rescale"] and not 0 < factor < math.inf:
             raise ValueError(f"Expected rescale_factor > 0, got {factor}.")
-        size = kwargs["crop_size"] if kwargs["do_center_crop"] else kwargs["size"] if kwargs["do_resize"] else None
-        # Where the options fix the size, a misfit shows before any picture is decoded.
-        if kwargs["do_superpixels"] and size is not None and size.height and size.width:
-            self._check_superpixels(size.height, size.width, **kwargs)
+        size = fixed_size(kwargs)
+        # Where the options fix the size, a misfit shows before any image is decoded.
+        if kwargs["do_superpixels"] and size is not None:
+            self._check_superpixels(*size, **kwargs)
 
     @staticmethod
     def _check_superpixels(
@@ -206,8 +209,8 @@ class FocusViTImageProcessor(PilBackend):
         superpixel_method: str,
         patch_size: int,
         **kwargs: Any,
-    ) -> int:
-        """The cell size; ValueError when cells or superpixels do not fit a picture of height x width pixels."""
+    ) -> None:
+        """ValueError when cells or superpixels do not fit a picture of height x width pixels."""
         cell = default_cell_size(patch_size) if superpixel_cell_size is None else superpixel_cell_size
         if height % cell or width % cell:
             raise ValueError(
@@ -222,7 +225,6 @@ class FocusViTImageProcessor(PilBackend):
             raise ValueError(
                 f"Expected num_superpixels up to the {rows * columns} cells of the picture, got {num_superpixels}."
             )
-        return cell
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """
@@ -283,110 +285,140 @@ class FocusViTImageProcessor(PilBackend):
         do_rescale: bool,
         rescale_factor: float,
         do_superpixels: bool,
+        as_levels: bool = False,
         **kwargs: Any,
-    ) -> _Picture:
+    ) -> _Prepared:
         divisor = 1 / rescale_factor if do_rescale else 1.0
-        white = 1.0
         if isinstance(image, np.ndarray) and image.dtype == np.float32:
-            low, high = float(image.min()), float(image.max())
-            white_level = divisor if do_rescale else 1.0 if high <= 1 else 255.0
-            white = white_level / divisor
-            # Half a level of slack: 8-bit values that were scaled in float16 may overshoot.
-            slack = white_level / 510
-            if (do_resize or do_superpixels) and not -slack <= low <= high <= white_level + slack:
-                raise ValueError(
-                    f"expected values in 0..{white_level:g} with do_rescale={do_rescale}, got {low:g}..{high:g}; only "
-                    "do_resize=False with do_superpixels=False takes others"
-                )
-            if do_rescale and 0 < high <= 1 < divisor:
+            if do_rescale and 0 < float(image.max()) <= 1 < divisor:
                 logger.warning_once(
-                    "The values of a picture lie in 0..1 already and are rescaled again: pass do_rescale=False."
+                    "The values of an image lie in 0..1 already and are rescaled again: pass do_rescale=False."
                 )
-            if do_resize:
-                image = np.rint(image * (255 / white_level)).clip(0, 255).astype(np.uint8)
-                divisor = 255 / white
+            if do_resize or do_superpixels or as_levels:
+                white = divisor if do_rescale else 1.0 if float(image.max()) <= 1 else 255.0
+                image = levels_of_floats(image, white)
+                divisor *= 255 / white
         if do_resize:
             image = resize(image, size, resample)
         elif isinstance(image, Image.Image):
             image = channels_first(image)
         if do_center_crop:
             image = self.center_crop(image, crop_size)
-        return _Picture(image, divisor, white)
+        return _Prepared(image, divisor)
 
     def _preprocess(
-        self, images: list[Any], *args: Any, return_tensors: str | TensorType | None = None, **options: Any
+        self,
+        images: list[Any],
+        *args: Any,
+        return_tensors: str | TensorType | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
     ) -> BatchFeature:
+        if device is not None and return_tensors != TensorType.PYTORCH:
+            raise ValueError(f"Expected return_tensors='pt' with device={str(device)!r}, got {return_tensors!r}.")
         groups: dict[tuple, list[int]] = {}
-        pictures = []
+        prepared = []
         for index, image in enumerate(images):
             with naming_image(index):
-                picture = self._resize_and_crop(image, **options)
-            groups.setdefault((picture.array.shape, picture.array.dtype, *picture[1:]), []).append(index)
-            pictures.append(picture)
+                one = self._resize_and_crop(image, **options)
+            groups.setdefault((one.array.shape, one.array.dtype, one.divisor), []).append(index)
+            prepared.append(one)
 
         finished: dict[str, list[Any]] = {}
         for members in groups.values():
+            stack = torch.from_numpy(np.stack([prepared[index].array for index in members])).to(device or "cpu")
             with naming_image(members[0]):
-                batch = self._finish([pictures[index] for index in members], **options)
+                batch = self._finish(stack, prepared[members[0]].divisor, **options)
             if return_tensors is not None and len(groups) == 1:
                 return BatchFeature(data=batch, tensor_type=return_tensors)
             for name, values in batch.items():
-                rows = finished.setdefault(name, [None] * len(pictures))
-                for index, value in zip(members, values.numpy(), strict=True):
+                rows = finished.setdefault(name, [None] * len(prepared))
+                for index, value in zip(members, values.cpu().numpy(), strict=True):
                     rows[index] = value
-        return BatchFeature(data=finished, tensor_type=return_tensors)
+        result = BatchFeature(data=finished, tensor_type=return_tensors)
+        if device is not None:
+            result.to(device)
+        return result
+
+    def to_levels(self, images: ImageInput, **options: Any) -> list[np.ndarray]:
+        """
+        The first half of a call: images as 8-bit levels, resized and cropped.
+
+        Args:
+            images: What a call takes; floating point has to be in the range that `do_rescale` says.
+            options: Those of a call.
+
+        Returns:
+            `list[np.ndarray]`: uint8 of shape `(channels, height, width)` for each image.
+
+        Raises:
+            ValueError: as a call.
+        """
+        options = self._resolved(options, do_superpixels=False)
+        levels = []
+        for index, image in enumerate(self._prepare_image_like_inputs(images, **options)):
+            with naming_image(index):
+                levels.append(self._resize_and_crop(image, as_levels=True, **options).array)
+        return levels
+
+    def process_levels(self, levels: torch.Tensor, **options: Any) -> BatchFeature:
+        """
+        The second half of a call: a batch of 8-bit levels to what the model takes.
+
+        Args:
+            levels (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
+                0..255, uint8 or whole numbers in floating point, of the size that the model shall see.
+            options: Those of a call; resize, crop and conversions of channels have no part in this half.
+
+        Returns:
+            [`BatchFeature`] of tensors on the device of `levels`: `pixel_values` and, with `do_superpixels`,
+            `superpixel_ids`, bit for bit those of a call on the same levels.
+
+        Raises:
+            ValueError: on levels of another shape or type, and as a call.
+        """
+        if levels.ndim != 4 or not (levels.dtype == torch.uint8 or levels.is_floating_point()):
+            raise ValueError(
+                "Expected levels of shape (batch, channels, height, width), uint8 or whole numbers in floating point, "
+                f"got {levels.dtype} {tuple(levels.shape)}."
+            )
+        options = self._resolved(options, do_resize=False, do_center_crop=False)
+        divisor = 1 / options["rescale_factor"] if options["do_rescale"] else 1.0
+        return BatchFeature(data=self._finish(levels, divisor, **options))
+
+    def _resolved(self, options: dict[str, Any], **fixed: Any) -> dict[str, Any]:
+        """The options of a call, checked: those given, and else the processor's own."""
+        validate_typed_dict(cast(Any, self.valid_kwargs), options)
+        own = {name: getattr(self, name, None) for name in FocusViTImageProcessorKwargs.__annotations__}
+        resolved = self._standardize_kwargs(**{**own, **options, **fixed})
+        self._validate_preprocess_kwargs(**resolved)
+        return resolved
 
     def _finish(
         self,
-        pictures: list[_Picture],
+        levels: torch.Tensor,
+        divisor: float,
         *,
         do_normalize: bool,
         image_mean: float | tuple[float, ...],
         image_std: float | tuple[float, ...],
         do_superpixels: bool,
+        data_format: str | ChannelDimension | None = None,
         **options: Any,
     ) -> dict[str, torch.Tensor]:
-        """Pictures of one shape and scale to tensors: rescaled, normalised, cut into superpixels."""
-        stack = torch.from_numpy(np.stack([picture.array for picture in pictures]))
-        _, divisor, white = pictures[0]
-        pixel_values = stack.to(torch.float32, copy=True).div_(divisor)
-        mean, std = torch.zeros(1), torch.ones(1)
+        """(batch_size, channels, height, width) levels to tensors: rescaled, normalised, cut into superpixels."""
+        pixel_values = levels.to(torch.float32, copy=True).div_(divisor)
         if do_normalize:
-            mean = _per_channel("image_mean", image_mean, stack.shape[1])
-            std = _per_channel("image_std", image_std, stack.shape[1])
-            pixel_values.sub_(mean).div_(std)
+            channels = levels.shape[1]
+            pixel_values.sub_(_per_channel("image_mean", image_mean, channels).to(levels.device))
+            pixel_values.div_(_per_channel("image_std", image_std, channels).to(levels.device))
+        if data_format == ChannelDimension.LAST:
+            pixel_values = pixel_values.movedim(1, -1)
         if not do_superpixels:
             return {"pixel_values": pixel_values}
-        ids = self._superpixels(stack, pixel_values, mean, std, white, **options)
+        self._check_superpixels(*levels.shape[-2:], **options)
+        ids = superpixel_map(levels, SuperpixelOptions.of(SimpleNamespace(**options)))
         return {"pixel_values": pixel_values, "superpixel_ids": ids}
-
-    def _superpixels(
-        self,
-        stack: torch.Tensor,
-        pixel_values: torch.Tensor,
-        mean: torch.Tensor,
-        std: torch.Tensor,
-        white: float,
-        **options: Any,
-    ) -> torch.Tensor:
-        """(B, H / cell, W / cell): superpixels of the first three channels, or of the first thrice."""
-        cell = self._check_superpixels(*stack.shape[-2:], **options)
-        channels = slice(3 if stack.shape[1] >= 3 else 1)
-        stack, pixel_values, mean, std = stack[:, channels], pixel_values[:, channels], mean[channels], std[channels]
-        number = options["num_superpixels"]
-        settings = options["superpixel_compactness"], options["superpixel_iterations"], cell
-        if options["superpixel_method"] == "skimage":
-            levels = stack if stack.dtype == torch.uint8 else grey_levels(pixel_values, mean, std, white)
-            levels = levels.to(torch.uint8).expand(-1, 3, -1, -1)
-            maps = [skimage_slic_ids(image, superpixel_count(number), *settings) for image in levels.numpy()]
-            return torch.from_numpy(np.stack(maps))
-        if stack.dtype == torch.uint8:
-            sums = cell_sums(stack.float(), cell)
-        else:
-            # As the model does, which sees no more than these pixels.
-            offset, scale = (mean / white).flatten().tolist(), (std / white).flatten().tolist()
-            sums = cell_sums_of_pixels(pixel_values, offset, scale, cell)
-        return slic_of_cells(sums.expand(-1, 3, -1, -1), number, *settings)
 
     @classmethod
     def from_model_config(cls, config: PreTrainedConfig, **overrides: Any) -> "FocusViTImageProcessor":

@@ -324,6 +324,26 @@ def to_8_bit(array: np.ndarray, white: float | None = None) -> np.ndarray:
     return np.rint(array * (_WHITE_8_BIT / white)).astype(np.uint8)
 
 
+def levels_of_floats(array: np.ndarray, white: float) -> np.ndarray:
+    """
+    Floating-point values rounded to 8-bit levels, uint8.
+
+    Args:
+        array (`np.ndarray`): Finite values in 0..`white`, of any shape.
+        white (`float`): The value of white.
+
+    Raises:
+        ValueError: on values out of range by more than half a level, which values scaled in float16 may overshoot by.
+    """
+    low, high, slack = float(array.min()), float(array.max()), white / (2 * _WHITE_8_BIT)
+    if not -slack <= low <= high <= white + slack:
+        raise ValueError(
+            f"expected floating-point values in 0..{white:g}, got {low:g}..{high:g}; do_rescale=True takes 0..255 and "
+            "do_rescale=False 0..1, and only do_resize=False with do_superpixels=False others"
+        )
+    return np.rint(array * (_WHITE_8_BIT / white)).clip(0, _WHITE_8_BIT).astype(np.uint8)
+
+
 def channels_first(image: Image.Image) -> np.ndarray:
     """(channels, height, width) uint8 of an 8-bit PIL image."""
     array = np.asarray(image)
@@ -350,6 +370,27 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         raise ValueError(f"expected a size of at least 1 x 1, got {new_height} x {new_width} from {dict(size)}")
     check_area(new_width, new_height)
     return new_height, new_width
+
+
+def fixed_size(processor: Any) -> tuple[int, int] | None:
+    """
+    (height, width) of every image that an image processor gives, or `None` where they depend on the image.
+
+    Args:
+        processor ([`BaseImageProcessor`] or mapping):
+            The processor, of whatever model, or its options; what it does not have is switched off.
+    """
+
+    def option(name: str) -> Any:
+        return processor.get(name) if isinstance(processor, Mapping) else getattr(processor, name, None)
+
+    size = option("size") if option("do_resize") else None
+    if option("do_center_crop"):
+        size = option("crop_size")
+    if isinstance(size, int):
+        return size, size
+    height, width = (size.get("height"), size.get("width")) if size else (None, None)
+    return (height, width) if height and width else None
 
 
 def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np.ndarray:

@@ -14,12 +14,12 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cielab import cell_sums_of_pixels
 from .configuration_focusvit import FocusViTConfig
 from .embeddings import FocusViTEmbeddings
 from .latent_attention import FocusViTAttention
 from .positions import FocusViTLearnedPosition
-from .superpixels import slic_of_cells
+from .superpixel_maps import superpixel_map
+from .superpixel_options import SuperpixelOptions
 from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
 
 
@@ -156,17 +156,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
                 "Expected pixel_values with the superpixel_ids that FocusViTImageProcessor returns, since the model "
                 f"computes none with superpixel_method={config.superpixel_method!r}, got pixel_values alone."
             )
-        # Superpixels see three channels: of more the first three, a single one thrice.
-        channels = 3 if config.num_channels >= 3 else 1
-        mean, std = (cast(list[float], values)[:channels] for values in (config.image_mean, config.image_std))
-        sums = cell_sums_of_pixels(pixel_values[:, :channels], mean, std, config.cell_size)
-        return slic_of_cells(
-            sums.expand(-1, 3, -1, -1),
-            config.num_superpixels,
-            config.superpixel_compactness,
-            config.superpixel_iterations,
-            config.cell_size,
-        )
+        mean, std = (cast(list[float], values) for values in (config.image_mean, config.image_std))
+        return superpixel_map(pixel_values, SuperpixelOptions.of(config), mean, std)
 
     @torch.no_grad()
     def region_ids(self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 _LARGEST_ASPECT = 2.0
@@ -91,6 +91,28 @@ SHARED_FIELDS = (
 )
 
 
+class SuperpixelOptions(NamedTuple):
+    """How images are cut into superpixels, see [`~superpixels.slic`]; a cell has a size of its own here."""
+
+    num_superpixels: int | Sequence[int]
+    compactness: float
+    num_iterations: int
+    cell_size: int
+    method: str
+
+    @classmethod
+    def of(cls, owner: Any) -> "SuperpixelOptions":
+        """Those of a configuration, of an image processor or of anything else with attributes of these names."""
+        cell = owner.superpixel_cell_size
+        return cls(
+            owner.num_superpixels,
+            owner.superpixel_compactness,
+            owner.superpixel_iterations,
+            default_cell_size(owner.patch_size) if cell is None else cell,
+            owner.superpixel_method,
+        )
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -125,7 +147,8 @@ def check_options(options: dict[str, Any]) -> None:
             raise ValueError(f"Expected image_std > 0, got {options[name]!r}.")
 
 
-def superpixel_count(num_superpixels: int | tuple[int, int]) -> int:
+def superpixel_count(num_superpixels: int | Sequence[int]) -> int:
+    """K as one number."""
     return num_superpixels if isinstance(num_superpixels, int) else math.prod(num_superpixels)
 
 
@@ -138,6 +161,5 @@ def shared_values(owner: Any, num_channels: int) -> dict[str, Any]:
     for name in ("image_mean", "image_std"):
         if isinstance(values[name], (int, float)):
             values[name] = (values[name],) * num_channels
-    if values["superpixel_cell_size"] is None:
-        values["superpixel_cell_size"] = default_cell_size(owner.patch_size)
+    values["superpixel_cell_size"] = SuperpixelOptions.of(owner).cell_size
     return values

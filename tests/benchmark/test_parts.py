@@ -7,7 +7,7 @@ from PIL import Image
 from skimage.data import chelsea
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from focusvit_hf import FocusViTImageProcessor
+from focusvit_hf import FocusViTImageProcessor, superpixel_maps
 from focusvit_hf.benchmark import parts as benchmark_parts
 from focusvit_hf.benchmark.parts import forward_pass, split_subjects, time_split, training_step
 
@@ -138,7 +138,7 @@ def test_a_training_step_as_published_computes_superpixels(tiny_model, monkeypat
         seen.append(image.dtype)
         return np.zeros((16, 16), dtype=np.int64)
 
-    monkeypatch.setattr(benchmark_parts, "skimage_slic_ids", fixed)
+    monkeypatch.setattr(superpixel_maps, "skimage_slic_ids", fixed)
     model = tiny_model(superpixel_method="skimage")
     processor = FocusViTImageProcessor.from_model_config(model.config)
     training_step(model, processor, torch.randn(3, 3, 32, 32))()

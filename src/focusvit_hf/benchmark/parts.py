@@ -8,13 +8,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..cielab import grey_levels
+from ..cielab import levels_of_pixels
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
 from ..modeling_focusvit import FocusViTPreTrainedModel
-from ..superpixel_options import default_cell_size
-from ..superpixels import slic
-from ..superpixels_skimage import skimage_slic_ids
+from ..superpixel_maps import superpixel_map
+from ..superpixel_options import SuperpixelOptions
 from .timing import interleaved, summary
 
 
@@ -190,22 +189,10 @@ def _superpixels(
     """Computes the maps of normalised pixels, from 8-bit levels like the processor; None where that computes none."""
     if not getattr(image_processor, "do_superpixels", False):
         return None
-    mean, std = (
-        torch.tensor(values, device=pixel_values.device).view(-1, 1, 1)
-        for values in (image_processor.image_mean, image_processor.image_std)
+    mean, std = image_processor.image_mean, image_processor.image_std
+    levels = levels_of_pixels(pixel_values, mean, std).to(torch.uint8)
+    options = SuperpixelOptions.of(image_processor)
+    segment = (
+        torch.compile(superpixel_map, dynamic=False) if compiled and options.method == "torch" else superpixel_map
     )
-    levels = grey_levels(pixel_values, mean, std).to(torch.uint8)
-    cell = image_processor.superpixel_cell_size or default_cell_size(image_processor.patch_size)
-    number = image_processor.num_superpixels
-    compactness, iterations = image_processor.superpixel_compactness, image_processor.superpixel_iterations
-    if _model_computes_them(image_processor):
-        segment = torch.compile(slic, dynamic=False) if compiled else slic
-        return lambda: segment(levels, number, compactness, iterations, cell)
-    count = number if isinstance(number, int) else number[0] * number[1]
-
-    def theirs() -> torch.Tensor:
-        images = levels.cpu().numpy()
-        maps = [torch.from_numpy(skimage_slic_ids(image, count, compactness, iterations, cell)) for image in images]
-        return torch.stack(maps).to(pixel_values.device)
-
-    return theirs
+    return lambda: segment(levels, options)

@@ -15,10 +15,11 @@ from transformers.utils import logging
 
 from ..configuration_focusvit import FocusViTConfig
 from ..errors import joined
+from ..images import fixed_size
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..positions import FocusViTLearnedPosition
 from .loading import load_source
-from .processor import load_image_processor, processed_size, processor_settings
+from .processor import load_image_processor, processor_settings
 from .sources import POSITION_TABLE, Source, source_of_model
 from .timm import source_of_timm
 
@@ -145,7 +146,7 @@ def convert_vit_checkpoint(
         processor = load_image_processor(model_or_name)
         options = {} if processor is None else processor_settings(processor)
         source.settings |= {name: options[name] for name in ("image_mean", "image_std") if name in options}
-        return _convert(source, config_overrides, processed_size(options))
+        return _convert(source, config_overrides, fixed_size(options))
     if isinstance(model_or_name, PreTrainedModel):
         return _convert(source_of_model(model_or_name, config_overrides), config_overrides)
     if isinstance(model_or_name, Mapping):

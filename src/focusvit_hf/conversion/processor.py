@@ -1,7 +1,6 @@
 """The image processor of a ViT, DeiT or DINOv2 checkpoint as the processor of the FocusViT made of it."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..images import fixed_size
 
 
 _SAME_OPTIONS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb")
@@ -104,13 +104,6 @@ def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
     return settings
 
 
-def processed_size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of the images that a processor of these options gives, None where it is not fixed."""
-    size = settings.get("size") if settings.get("do_resize") else None
-    size = settings.get("crop_size") if settings.get("do_center_crop") else size
-    return (size["height"], size["width"]) if size and "height" in size and "width" in size else None
-
-
 def convert_image_processor(
     processor_or_name: BaseImageProcessor | str | Path, config: PreTrainedConfig, **overrides: Any
 ) -> FocusViTImageProcessor:
@@ -138,7 +131,7 @@ def convert_image_processor(
     else:
         processor = processor_or_name
     settings = {**processor_settings(processor), **overrides}
-    size = processed_size(settings)
+    size = fixed_size(settings)
     if size is not None and not config.takes_size(*size):
         raise ValueError(
             f"Expected an image processor of images that {config.size_step} divides, got "

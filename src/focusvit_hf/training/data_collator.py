@@ -10,10 +10,9 @@ from torch import Generator, Tensor
 from transformers import TrainerCallback
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import channels_first, decode_image, naming_image
+from ..images import channels_first, decode_image, fixed_size, naming_image
 from .augmentation import (
     AugmentationConfig,
-    as_dtype,
     as_floats,
     color_jitter,
     random_crop_with_padding,
@@ -112,8 +111,8 @@ class FocusViTDataCollator:
             batch = processor(images, return_tensors="pt", **_DECODED)
         else:
             pictures, labels = self._augmented(self._cropped(images, config), labels, config)
-            levels = as_dtype(pictures, torch.uint8)
-            batch = processor(levels, return_tensors="pt", do_resize=False, do_center_crop=False, **_DECODED)
+            # Whole levels stay in floating point, which is what the processor makes of them anyway.
+            batch = processor.process_levels(pictures.mul_(255).round_())
         return {**batch, "labels": labels}
 
     def _image(self, index: int, example: Mapping[str, Any]) -> Any:
@@ -145,13 +144,11 @@ class FocusViTDataCollator:
     def _cropped(self, images: Sequence[Any], config: AugmentationConfig) -> Tensor:
         """The pictures as one batch of the processor's size, float32 in 0..1."""
         arrays = [self._array(index, image) for index, image in enumerate(images)]
-        size, processor = self._target_size(), self.image_processor
+        size, processor = fixed_size(self.image_processor), self.image_processor
         # A picture of the size wanted is left as it is, unless it would be resized and then cropped.
         twice = processor.do_resize and processor.do_center_crop
         if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
-            resized = processor(arrays, do_rescale=False, do_normalize=False, do_superpixels=False, **_DECODED)
-            # It gives the 8-bit levels as floats.
-            arrays = [np.asarray(array).astype(np.uint8) for array in resized["pixel_values"]]
+            arrays = processor.to_levels(arrays, **_DECODED)
         if size is None:
             size = arrays[0].shape[1:]
             if any(array.shape[1:] != size for array in arrays):
@@ -182,12 +179,6 @@ class FocusViTDataCollator:
                     f"{array.dtype} {array.shape}"
                 )
         return array
-
-    def _target_size(self) -> tuple[int, int] | None:
-        processor = self.image_processor
-        size = processor.crop_size if processor.do_center_crop else processor.size if processor.do_resize else None
-        height, width = (size.get("height"), size.get("width")) if size else (None, None)
-        return (height, width) if height and width else None
 
     def _augmented(self, pictures: Tensor, labels: Tensor, config: AugmentationConfig) -> tuple[Tensor, Tensor]:
         pictures = random_horizontal_flip(pictures, config.horizontal_flip, self.generator)

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
+from ..images import fixed_size
 
 
 DISTILLATION_TYPES = ("soft", "hard")
@@ -197,10 +198,8 @@ def _normalisation(processor: BaseImageProcessor) -> tuple[Any, Any]:
 
 def _size(processor: BaseImageProcessor, teacher: PreTrainedModel) -> tuple[int, int] | None:
     """Height and width of the pictures that a teacher takes, as far as they are fixed."""
-    options = processor.to_dict()
-    cropped = options.get("do_center_crop") and options.get("crop_size")
-    size = cropped or (options.get("do_resize") and options.get("size")) or {}
-    if "height" in size and "width" in size:
-        return size["height"], size["width"]
+    size = fixed_size(processor)
+    if size is not None:
+        return size
     own = getattr(teacher.config, "image_size", None)
     return (own, own) if isinstance(own, int) else tuple(own) if own else None
