@@ -41,6 +41,7 @@ from focusvit_hf.training.checkpoints import (
     discarding_unfinished,
 )
 from focusvit_hf.training.data import require_a_batch
+from focusvit_hf.training.data_collator import view_of
 from focusvit_hf.training.evaluation import TopKAccuracy, ranked
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
 from focusvit_hf.training.output_folder import clear_output_dir
@@ -190,12 +191,12 @@ class Loop:
             self.optimizer.zero_grad()
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        labels = batch.pop("labels")
+        labels, view = batch.pop("labels"), view_of(batch)
         with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
             logits = self.model(**batch)["logits"]
         loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
         if self.setup.distillation is not None:
-            loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"])
+            loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"], **view)
         return loss
 
     def _due(self, strategy: str, interval: float) -> bool:

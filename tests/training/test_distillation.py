@@ -11,7 +11,13 @@ import run_classification_no_trainer
 from blobs import NAMES, TINY, flags, losses
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.training_record import TrainingRecord
-from focusvit_hf.training.distillation import Distillation, distillation_loss, load_distillation
+from focusvit_hf.training.distillation import (
+    Distillation,
+    distillation_loss,
+    load_distillation,
+    load_teacher_function,
+)
+from focusvit_hf.training.teacher_report import compare_with_teacher, report_table
 
 
 LABELS = dict(enumerate(NAMES))
@@ -128,6 +134,104 @@ def test_a_focusvit_can_teach(tmp_path):
     torch.testing.assert_close(told.teacher_logits(pixels), teacher(pixel_values=pixels).logits.detach())
 
 
+def test_any_module_or_function_can_teach():
+    config = make_config()
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.LazyLinear(3))
+    pixels = torch.randn(2, 3, 32, 32)
+    module(pixels)
+    told = Distillation(module, config, 0.5, 0.5)
+    expected = module[2](pixels.flatten(1)).detach()
+    torch.testing.assert_close(told.teacher_logits(pixels), expected)
+    assert not module.training and not module[2].weight.requires_grad
+    by_function = Distillation(lambda images: module(images), config, 0.5, 0.5)
+    torch.testing.assert_close(by_function.teacher_logits(pixels), expected)
+    in_half = Distillation(module.bfloat16(), config, 0.5, 0.5)
+    torch.testing.assert_close(in_half.teacher_logits(pixels).float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_a_larger_head_is_restricted_to_the_students_classes_in_their_order():
+    images = torch.rand(4, 5)
+    told = Distillation(lambda pixels: images, make_config(), 0.5, 0.5, classes=[4, 0, 2])
+    torch.testing.assert_close(told.teacher_logits(torch.zeros(4, 3, 32, 32)), images[:, [4, 0, 2]])
+    # Their names need not agree: the numbers say which is which.
+    teacher = make_teacher(id2label=dict(enumerate("abcde")), label2id={name: i for i, name in enumerate("abcde")})
+    assert Distillation(teacher, make_config(), 0.5, 0.5, classes=[4, 0, 2]).num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([0, 1], "expected 3 different numbers from 0 as --teacher_classes"),
+        ([0, 1, 1], "expected 3 different numbers from 0 as --teacher_classes"),
+        ([0, -1, 1], "expected 3 different numbers from 0 as --teacher_classes"),
+        ([0, 1, 3], "expected --teacher_classes below the teacher's 3, got 3"),
+    ],
+)
+def test_classes_the_teacher_does_not_have_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        Distillation(make_teacher(), make_config(), 0.5, 0.5, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "classes", "message"),
+    [
+        (torch.zeros(2, 4), None, r"of shape \(2, 3\) from the teacher, got \(2, 4\)"),
+        (torch.zeros(2, 4), [0, 1, 4], r"of shape \(2, 5 or more\) from the teacher, got \(2, 4\)"),
+        (torch.zeros(2, 3, 1, 1), None, r"got \(2, 3, 1, 1\)"),
+        ("cat", None, "got str"),
+    ],
+)
+def test_answers_that_are_no_logits_of_the_classes_are_refused(answer, classes, message):
+    told = Distillation(lambda pixels: answer, make_config(), 0.5, 0.5, classes=classes)
+    with pytest.raises(ValueError, match=message):
+        told.teacher_logits(torch.zeros(2, 3, 32, 32))
+
+
+def test_a_function_named_on_the_command_line_gives_the_teacher():
+    config = make_config()
+    told = load_teacher_function("toy_teacher:colours", config, classes=[3, 1, 0], alpha=0.25)
+    assert told.size == (24, 24) and told.alpha == 0.25
+    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    # In 0..1 the red image is (1, 0, 0), normalised by the teacher (2, -2, -2).
+    torch.testing.assert_close(told.teacher_logits(red), torch.tensor([[40.0, -20.0, -20.0]]))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("toy_teacher", "expected --teacher as package.module:function, got 'toy_teacher'"),
+        ("no.such.module:f", "can be imported as --teacher, got: No module named 'no'"),
+        ("toy_teacher:nobody", "has no attribute 'nobody'"),
+        ("toy_teacher:nothing", "expected .module, image_mean, image_std, size. from toy_teacher:nothing"),
+    ],
+)
+def test_a_name_that_gives_no_teacher_is_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        load_teacher_function(path, make_config())
+
+
+def test_student_and_teacher_are_compared():
+    torch.manual_seed(0)
+    model = FocusViTForImageClassification(make_config(superpixel_method="torch"))
+    pixels = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        choices = model.eval()(pixels).logits.argmax(dim=1)
+    # The teacher disagrees with the student on the first image, and the labels say so too.
+    answers = torch.nn.functional.one_hot(choices, 3).float()
+    answers[0] = answers[0].roll(1)
+    told = Distillation(lambda images: answers[: len(images)], model.config, 0.5, 0.5)
+    batch = {"pixel_values": pixels, "labels": answers.argmax(dim=1), "superpixel_ids": torch.full((5, 8, 8), 99)}
+    report = compare_with_teacher(model, told, [batch], torch.device("cpu"))
+    assert report["agreement"] == report["student_accuracy"] == 0.8 and report["teacher_accuracy"] == 1.0
+    assert report["images"] == report["batch_size"] == 5
+    ratio = report["student_images_per_second"] / report["teacher_images_per_second"]
+    assert report["speed_up"] == pytest.approx(ratio) and ratio > 0
+    table = report_table(report)
+    assert "agrees with its teacher on 80.0 % of 5 images" in table and "1.0000" in table
+    with pytest.raises(ValueError, match="expected images to compare student and teacher on, got none"):
+        compare_with_teacher(model, told, [], torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -189,6 +293,14 @@ def test_both_scripts_learn_from_a_teacher(blob_dir, tmp_path):
     card = (tmp_path / "run_classification" / "README.md").read_text()
     assert "distillation_temperature" in card and "`teacher_model_name_or_path` | teacher |" in card
     assert "distillation" not in (tmp_path / "alone" / "README.md").read_text()
+
+
+def test_arguments_of_a_teacher_that_contradict_each_other_are_refused(blob_dir, tmp_path):
+    with pytest.raises(ValueError, match="expected --teacher or --teacher_model_name_or_path with"):
+        run_classification.main(flags(blob_dir, tmp_path / "run", teacher_bank=tmp_path / "bank"))
+    with pytest.raises(ValueError, match="expected one of --teacher, --teacher_model_name_or_path"):
+        both = {"teacher": "toy_teacher:colours", "teacher_model_name_or_path": "somebody/vit"}
+        run_classification.main(flags(blob_dir, tmp_path / "run", **both))
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_training(blob_dir, tmp_path):

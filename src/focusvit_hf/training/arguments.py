@@ -98,6 +98,23 @@ class TrainingArguments(HfTrainingArguments):
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Learn from this image classifier too: a folder or a name on the Hub."}
     )
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from the module that a function gives, package.module:function, with its mean, standard "
+            "deviation and image size."
+        },
+    )
+    teacher_classes: list[int] | None = field(
+        default=None,
+        metadata={"help": "The teacher's number of each class of the data, where it knows more or in another order."},
+    )
+    teacher_bank: str | None = field(
+        default=None, metadata={"help": "A folder that keeps the teacher's answers for views that come again."}
+    )
+    teacher_views: int = field(
+        default=16, metadata={"help": "Augmented views of each image that the bank holds; then they come again."}
+    )
     distillation_type: str = field(
         default="soft",
         metadata={"help": "Learn the teacher's probabilities or its first choice.", "choices": DISTILLATION_TYPES},

@@ -197,14 +197,23 @@ class SeededCollator:
     The draws then depend neither on the number of workers, nor on prefetching, nor on where a run was interrupted: a
     resumed run sees the pictures the uninterrupted one sees.
 
+    With `num_views` they do not even depend on the batch: every image goes through the collator alone, and what is
+    drawn for it in epoch e is a function of the seed, its number and the view e mod `num_views`. The same views then
+    come again and again, so that a [`~teacher_bank.TeacherBank`] can keep what a teacher answers for them. Mixup and
+    cutmix, which need a second image, do nothing there.
+
     Args:
         collator (`Callable`): Takes a list of dicts, returns the batch; draws from torch's global generator.
         seed (`int`): Seed of the run.
+        num_views (`int`, *optional*): Views of each image; by default every epoch draws new ones.
     """
 
-    def __init__(self, collator: Collator, seed: int):
+    def __init__(self, collator: Collator, seed: int, num_views: int | None = None):
+        if num_views is not None and num_views < 1:
+            raise ValueError(f"expected at least one view of each image, got {num_views}")
         self.collator = collator
         self.seed = seed
+        self.num_views = num_views
         # Shared, so that workers that live on from epoch to epoch see it change.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -214,14 +223,29 @@ class SeededCollator:
             features (`list[dict]`): Pictures, each with its number in the data set under `"index"`.
 
         Returns:
-            `dict[str, torch.Tensor]`: What the wrapped collator returns.
+            `dict[str, torch.Tensor]`: What the wrapped collator returns; with `num_views` beside it `image_indices`
+            and `views`, int64 of shape `(batch_size,)`, which say what each image is.
         """
         indices = [int(feature["index"]) for feature in features]
         features = [{key: value for key, value in feature.items() if key != "index"} for feature in features]
-        entropy = np.random.SeedSequence([self.seed, int(self.epoch), *indices])
+        if self.num_views is None:
+            return self._seeded(features, int(self.epoch), *indices)
+        view = int(self.epoch) % self.num_views
+        parts = [self._seeded([feature], view, index) for feature, index in zip(features, indices, strict=True)]
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        numbers = torch.tensor(indices)
+        return {**batch, "image_indices": numbers, "views": torch.full_like(numbers, view)}
+
+    def _seeded(self, features: list[dict[str, Any]], *entropy: int) -> dict[str, torch.Tensor]:
+        seed = np.random.SeedSequence([self.seed, *entropy]).generate_state(1, np.uint32)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(entropy.generate_state(1, np.uint32)[0]))
+            torch.manual_seed(int(seed))
             return self.collator(features)
+
+
+def view_of(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Takes what says which view of which image a batch holds out of it: the model does not know these keys."""
+    return {name: batch.pop(name) for name in ("image_indices", "views") if name in batch}
 
 
 class EpochCallback(TrainerCallback):

@@ -1,18 +1,23 @@
-"""Knowledge distillation: a student that also learns what a teacher, such as the dense ViT it was made of, answers."""
+"""Knowledge distillation: a student that also learns what a teacher answers: any module from images to logits."""
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
 from ..images import fixed_size
+from .teacher_bank import TeacherBank
 
 
 DISTILLATION_TYPES = ("soft", "hard")
@@ -53,38 +58,65 @@ def distillation_loss(
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+class Teacher(NamedTuple):
+    """
+    What the function that `--teacher package.module:function` names returns, as such or as a plain tuple.
+
+    Args:
+        module (`torch.nn.Module` or `Callable`):
+            From images `(batch_size, num_channels, height, width)` to logits `(batch_size, num_classes)`.
+        image_mean, image_std (`float` or sequence of `float`, *optional*, default to 0 and 1):
+            What its images are normalised with, in units in which a pixel is in 0..1.
+        size (`int` or (height, width), *optional*): Of its images in pixels; by default the student's.
+    """
+
+    module: Callable[[torch.Tensor], Any]
+    image_mean: float | Sequence[float] = 0.0
+    image_std: float | Sequence[float] = 1.0
+    size: int | tuple[int, int] | None = None
+
+
 class Distillation:
     """
     A teacher, and how much a student listens to it: (1 - alpha) loss + alpha [`distillation_loss`].
 
-    The teacher answers for the very pictures that the student sees, mixed ones too, with its own normalisation and,
-    where its size differs, resized. Gradients and dropout are off in it, and it follows its pictures to their device.
+    The teacher answers for the very images that the student sees, mixed ones too, with its own normalisation and,
+    where its size differs, resized. Gradients and dropout are off in it, and it follows its images to their device.
 
     Args:
-        teacher ([`PreTrainedModel`]): A classifier that takes `pixel_values`. It is put in evaluation mode.
-        config ([`FocusViTConfig`]): The student's: normalisation of its pictures, and labels.
+        teacher (`torch.nn.Module` or `Callable`):
+            From normalised images to logits `(batch_size, num_classes)`, or to an output that has them as `logits`, as
+            the classifiers of Transformers, which are called with `pixel_values`. A module is put in evaluation mode.
+        config ([`FocusViTConfig`]): The student's: normalisation of its images, and labels.
         image_mean, image_std (`float` or sequence of `float`):
-            What the teacher's pictures are normalised with, in units in which a pixel is in 0..1.
-        size (pair of `int`, *optional*): Height and width of the teacher's pictures; by default the student's.
+            What the teacher's images are normalised with, in units in which a pixel is in 0..1.
+        size (`int` or (height, width), *optional*): Of the teacher's images in pixels; by default the student's.
         alpha (`float`, *optional*, defaults to 0.5): The teacher's share of the loss, in 0..1.
         temperature (`float`, *optional*, defaults to 3.0): See [`distillation_loss`].
         kind (`str`, *optional*, defaults to `"soft"`): See [`distillation_loss`].
+        classes (sequence of `int`, *optional*):
+            The teacher's number of each of the student's classes, in the student's order, where the teacher knows more
+            classes or has them in another order. Without it both have to know the same classes in the same order,
+            which is checked by their names where the teacher is a model of Transformers.
+        bank ([`~teacher_bank.TeacherBank`], *optional*): Where the answers for views that come again are kept.
 
     Raises:
-        ValueError: If a number is out of range, and where teacher and student do not name the same classes in the
-            same order.
+        ValueError: If a number is out of range, if a class is named twice or not known to the teacher, and where
+            teacher and student do not name the same classes in the same order.
     """
 
     def __init__(
         self,
-        teacher: PreTrainedModel,
+        teacher: Callable[..., Any],
         config: FocusViTConfig,
         image_mean: float | Sequence[float],
         image_std: float | Sequence[float],
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         alpha: float = 0.5,
         temperature: float = 3.0,
         kind: str = "soft",
+        classes: Sequence[int] | None = None,
+        bank: TeacherBank | None = None,
     ):
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"expected 0 <= distillation_alpha <= 1, got {alpha}")
@@ -92,10 +124,18 @@ class Distillation:
             raise ValueError(f"expected a distillation_temperature above 0, got {temperature}")
         if kind not in DISTILLATION_TYPES:
             raise ValueError(f"expected distillation_type to be one of {DISTILLATION_TYPES}, got {kind!r}")
-        _check_labels(teacher.config.id2label or {}, config.id2label or {})
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.size = size
+        self.num_labels = len(config.id2label or {})
+        self.classes = None if classes is None else _checked_classes(classes, self.num_labels)
+        if isinstance(teacher, PreTrainedModel):
+            own = teacher.config.id2label or {}
+            if self.classes is None:
+                _check_labels(own, config.id2label or {})
+            elif max(self.classes) >= len(own):
+                raise ValueError(f"expected --teacher_classes below the teacher's {len(own)}, got {max(self.classes)}")
+        self.teacher = teacher.eval().requires_grad_(False) if isinstance(teacher, nn.Module) else teacher
+        self.size = (size, size) if isinstance(size, int) else size
         self.alpha, self.temperature, self.kind = alpha, temperature, kind
+        self.bank = bank
         own_mean, own_std, mean, std = (
             torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
             for values in (config.image_mean, config.image_std, image_mean, image_std)
@@ -110,16 +150,55 @@ class Distillation:
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Pictures as the student takes them.
+                Images as the student takes them.
+
+        Raises:
+            ValueError: If the answers are no logits of the classes that the student knows.
         """
         device = pixel_values.device
-        self.teacher.to(device)
         pixels = pixel_values.float() * self._scale.to(device) + self._shift.to(device)
         if self.size is not None and tuple(pixels.shape[-2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        return self.teacher(pixel_values=pixels.to(self.teacher.dtype)).logits
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.to(device)
+            # A module without parameters takes what it is given.
+            pixels = pixels.to(next(self.teacher.parameters(), pixels).dtype)
+        named = isinstance(self.teacher, PreTrainedModel)
+        answer = self.teacher(pixel_values=pixels) if named else self.teacher(pixels)
+        logits = getattr(answer, "logits", answer)
+        least = self.num_labels if self.classes is None else max(self.classes) + 1
+        fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == len(pixels)
+        if not fits or logits.shape[1] < least or (self.classes is None and logits.shape[1] > least):
+            expected = f"({len(pixels)}, {least}{'' if self.classes is None else ' or more'})"
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ValueError(
+                f"expected logits of shape {expected} from the teacher, got {got}; "
+                "--teacher_classes chooses among a teacher's classes"
+            )
+        return logits if self.classes is None else logits[:, self.classes]
 
-    def mixed(self, loss: torch.Tensor, logits: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def answers(
+        self, pixel_values: torch.Tensor, image_indices: torch.Tensor | None, views: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[`teacher_logits`], out of the bank as far as it holds them; see [`mixed`] for the arguments."""
+        if self.bank is None:
+            return self.teacher_logits(pixel_values)
+        if image_indices is None or views is None:
+            raise ValueError("expected batches that say which view of which image they hold for a teacher's bank")
+        device = pixel_values.device
+        told = self.bank.answers(
+            image_indices.cpu(), views.cpu(), lambda absent: self.teacher_logits(pixel_values[absent.to(device)])
+        )
+        return told.to(device)
+
+    def mixed(
+        self,
+        loss: torch.Tensor,
+        logits: torch.Tensor,
+        pixel_values: torch.Tensor,
+        image_indices: torch.Tensor | None = None,
+        views: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         The loss of a training step.
 
@@ -127,9 +206,43 @@ class Distillation:
             loss (`torch.FloatTensor`): The student's own, a mean over the batch.
             logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What the student answers.
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): What it sees.
+            image_indices, views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Which view of which training image each is; needed where there is a bank.
         """
-        told = distillation_loss(logits, self.teacher_logits(pixel_values), self.temperature, self.kind)
+        told = distillation_loss(logits, self.answers(pixel_values, image_indices, views), self.temperature, self.kind)
         return (1 - self.alpha) * loss + self.alpha * told
+
+
+def load_teacher_function(path: str, config: FocusViTConfig, **options: Any) -> Distillation:
+    """
+    Asks a function for a teacher.
+
+    Args:
+        path (`str`):
+            `package.module:function`, found on Python's path or in the current folder; the function takes no arguments
+            and returns a [`Teacher`] or such a tuple.
+        config ([`FocusViTConfig`]): The student's.
+        options: See [`Distillation`].
+
+    Raises:
+        ValueError: when there is no such function, when it returns something else, and as [`Distillation`].
+    """
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"expected --teacher as package.module:function, got {path!r}")
+    try:
+        # A script's own folder is on the path, but not the folder in which the command is given. That one is searched
+        # last, so that no file in it can stand for a library.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expected a function {path} that can be imported as --teacher, got: {error}") from error
+    answer = function()
+    if not isinstance(answer, tuple) or not 1 <= len(answer) <= 4 or not callable(answer[0]):
+        raise ValueError(f"expected (module, image_mean, image_std, size) from {path}, got {answer!r:.80}")
+    teacher = Teacher(*answer)
+    return Distillation(teacher.module, config, teacher.image_mean, teacher.image_std, teacher.size, **options)
 
 
 def load_distillation(
@@ -139,6 +252,7 @@ def load_distillation(
     temperature: float = 3.0,
     kind: str = "soft",
     dtype: torch.dtype = torch.float32,
+    classes: Sequence[int] | None = None,
     **hub: Any,
 ) -> Distillation:
     """
@@ -147,13 +261,13 @@ def load_distillation(
     Args:
         name (`str`): An image classifier, a folder or a name on the Hub.
         config ([`FocusViTConfig`]): The student's.
-        alpha, temperature, kind: See [`Distillation`].
+        alpha, temperature, kind, classes: See [`Distillation`].
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What the teacher computes in.
         hub: Options of `from_pretrained`, such as `token`.
 
     Raises:
         ValueError: when there is no such classifier, when its weights are not exactly those of its class, when its
-            processor does not scale pictures to 0..1 before it normalises them, and as [`Distillation`].
+            processor does not scale images to 0..1 before it normalises them, and as [`Distillation`].
     """
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name, **hub)
@@ -170,14 +284,27 @@ def load_distillation(
     if problems:
         raise ValueError(f"expected all weights of the teacher in {name}, got none that fit for {problems[:4]}")
     mean, std = _normalisation(processor)
-    return Distillation(teacher, config, mean, std, _size(processor, teacher), alpha, temperature, kind)
+    return Distillation(teacher, config, mean, std, _size(processor, teacher), alpha, temperature, kind, classes)
+
+
+def _checked_classes(classes: Sequence[int], num_labels: int) -> list[int]:
+    """The teacher's number of each of the student's classes; ValueError where they cannot be that."""
+    if len(classes) != num_labels or len(set(classes)) != len(classes) or min(classes) < 0:
+        raise ValueError(
+            f"expected {num_labels} different numbers from 0 as --teacher_classes, one for each of the student's "
+            f"classes, got {list(classes)}"
+        )
+    return list(classes)
 
 
 def _check_labels(teacher: Mapping[Any, str], student: Mapping[Any, str]) -> None:
     if teacher == student:
         return
     if len(teacher) != len(student):
-        raise ValueError(f"expected a teacher of the student's {len(student)} classes, got one of {len(teacher)}")
+        raise ValueError(
+            f"expected a teacher of the student's {len(student)} classes, got one of {len(teacher)}"
+            "; --teacher_classes chooses among a teacher's classes"
+        )
     index = next(index for index in student if teacher.get(index) != student[index])
     raise ValueError(
         "expected a teacher with the student's id2label, got one whose class "
@@ -186,7 +313,7 @@ def _check_labels(teacher: Mapping[Any, str], student: Mapping[Any, str]) -> Non
 
 
 def _normalisation(processor: BaseImageProcessor) -> tuple[Any, Any]:
-    """Mean and standard deviation of the pictures in 0..1 that a processor makes."""
+    """Mean and standard deviation of the images in 0..1 that a processor makes."""
     options = processor.to_dict()
     if not options.get("do_rescale") or not math.isclose(options["rescale_factor"], 1 / 255):
         raise ValueError(
@@ -197,7 +324,7 @@ def _normalisation(processor: BaseImageProcessor) -> tuple[Any, Any]:
 
 
 def _size(processor: BaseImageProcessor, teacher: PreTrainedModel) -> tuple[int, int] | None:
-    """Height and width of the pictures that a teacher takes, as far as they are fixed."""
+    """Height and width of the images that a teacher takes, as far as they are fixed."""
     size = fixed_size(processor)
     if size is not None:
         return size

@@ -12,8 +12,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..conversion.processor import load_image_processor
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification
-from .arguments import ModelArguments, TrainingArguments, json_object
-from .distillation import Distillation, load_distillation
+from .arguments import ModelArguments, json_object
 
 
 def load_model(
@@ -98,23 +97,6 @@ def adapted(
             edges = options[name].items()
             options[name] = {edge: round(ratios.get(edge, max(ratios.values())) * length) for edge, length in edges}
     return FocusViTImageProcessor.from_dict(options)
-
-
-def load_teacher(model_args: ModelArguments, args: TrainingArguments, config: FocusViTConfig) -> Distillation | None:
-    """The teacher asked for, in the precision of training; ValueError where it does not fit."""
-    if args.teacher_model_name_or_path is None:
-        return None
-    return load_distillation(
-        args.teacher_model_name_or_path,
-        config,
-        args.distillation_alpha,
-        args.distillation_temperature,
-        args.distillation_type,
-        dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32,
-        cache_dir=model_args.cache_dir,
-        token=model_args.token,
-        trust_remote_code=model_args.trust_remote_code,
-    )
 
 
 def refuse_other_configuration(checkpoint: str | None, config: FocusViTConfig) -> None:

@@ -12,16 +12,20 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from torch.utils.data import DataLoader
 
 import focusvit_hf
 
 from ..hub.folder import CARD_FILE, TRAINING_LOG_FILE
 from ..hub.push import push_to_hub
+from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.files import write_json, write_whole
 from .arguments import DataTrainingArguments, TrainingArguments
 from .card import card_of, model_name
+from .data import as_rows
 from .evaluation import measure
 from .setup import Setup
+from .teacher_report import compare_with_teacher, report_table
 
 
 def finish(
@@ -55,6 +59,8 @@ def finish(
         "versions": versions(),
         "wall_time_seconds": round(time.time() - begin, 1),
     }
+    if args.do_train and args.final_evaluation and not data_args.streaming:
+        content |= teacher_figures(data_args, args, setup)
     if not args.do_train:
         write_json(args.folder / "evaluation_log.json", content)
         return figures
@@ -71,6 +77,19 @@ def finish(
             token=args.hub_token,
         )
     return figures
+
+
+def teacher_figures(data_args: DataTrainingArguments, args: TrainingArguments, setup: Setup) -> dict[str, Any]:
+    """Under `"teacher"` the saved model beside its teacher on the test or validation images, which is printed too."""
+    split = next((name for name in ("test", "validation") if name in setup.splits), None)
+    if setup.distillation is None or split is None:
+        return {}
+    rows, size = as_rows(setup.splits[split], data_args), args.per_device_eval_batch_size
+    batches = DataLoader(rows, batch_size=size, collate_fn=setup.eval_collator)
+    model = FocusViTForImageClassification.from_pretrained(args.folder)
+    report = compare_with_teacher(model, setup.distillation, batches, args.device)
+    print(report_table(report))
+    return {"teacher": {"split": split, **report}}
 
 
 def versions() -> dict[str, str]:

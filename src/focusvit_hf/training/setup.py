@@ -21,7 +21,8 @@ from .data import as_rows, class_names, load_pictures
 from .data_collator import FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
 from .elastic import ElasticSuperpixels
-from .model import load_model, load_teacher, refuse_other_configuration
+from .model import load_model, refuse_other_configuration
+from .teaching import make_distillation
 
 
 @dataclass
@@ -103,16 +104,18 @@ def set_up(
     if args.train_num_superpixels:
         elastic = ElasticSuperpixels(model.config, args.train_num_superpixels, args.seed)
         train_processor = FocusViTImageProcessor.from_dict({**processor.to_dict(), "do_superpixels": False})
-    train_collator = FocusViTDataCollator(train_processor, augmentation_config(data_args), **options)
+    augmentation = augmentation_config(data_args)
+    train_collator = FocusViTDataCollator(train_processor, augmentation, **options)
+    teacher = (model_args, data_args, args, model.config, processor, augmentation)
     return Setup(
         splits=splits,
         train_rows=train_rows,
         eval_rows=eval_rows,
-        train_collator=SeededCollator(train_collator, args.seed),
+        train_collator=SeededCollator(train_collator, args.seed, args.teacher_views if args.teacher_bank else None),
         eval_collator=SeededCollator(FocusViTDataCollator(processor, **options), args.seed),
         model=model,
         processor=processor,
-        distillation=load_teacher(model_args, args, model.config) if args.do_train else None,
+        distillation=make_distillation(*teacher, splits["train"]) if args.do_train else None,
         elastic=elastic,
         origin=origin,
     )

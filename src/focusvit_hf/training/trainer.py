@@ -32,7 +32,7 @@ from .checkpoints import (
     is_complete,
     last_checkpoint,
 )
-from .data_collator import Collator, FocusViTDataCollator, SeededCollator
+from .data_collator import Collator, FocusViTDataCollator, SeededCollator, view_of
 from .distillation import Distillation
 from .objective import no_decay, require_finite, require_probabilities, soft_cross_entropy
 
@@ -133,7 +133,7 @@ class FocusViTTrainer(Trainer):
         if not self._uses_own_loss() or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        labels = inputs.pop("labels")
+        labels, view = inputs.pop("labels"), view_of(inputs)
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         smoothing = self.label_smoother.epsilon if model.training and self.label_smoother is not None else 0.0
@@ -141,7 +141,7 @@ class FocusViTTrainer(Trainer):
         if labels.is_floating_point():
             require_probabilities(labels)
         if model.training and self.distillation is not None:
-            loss = self.distillation.mixed(loss, logits, inputs["pixel_values"])
+            loss = self.distillation.mixed(loss, logits, inputs["pixel_values"], **view)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
