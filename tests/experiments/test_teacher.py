@@ -1,0 +1,164 @@
+"""Pupils of the ImageNet teacher, with a stand-in for it: views, what is learned of them, and runs that go on."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import ViTForImageClassification
+
+from experiments.micro.data import Pictures
+from experiments.teacher import bank, keep, train
+from focusvit_hf import FocusViTForImageClassification
+
+
+CONFIG = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "embedding_type": "patch",
+    "patch_pooling": "none",
+    "position_embedding_type": "learned",
+    "layer_types": ["full_attention"] * 2,
+}
+RECIPE = {"config": CONFIG, "stages": [[112, 1], [224, 1]], "batch_size": 6, "warmup_epochs": 0.5, "views": 1}
+RECIPE |= {"guided_layer": 1}
+
+
+class StandIn(nn.Module):
+    """Brightness of 7 × 7 places in 96 channels, and 1,000 logits of their means."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.channels = torch.randn(3, 96, generator=generator)
+        self.weight = torch.randn(96, 1000, generator=generator) / 96
+
+    def feature_map(self, images):
+        return torch.einsum("bchw,cd->bdhw", nn.functional.adaptive_avg_pool2d(images, 7), self.channels)
+
+    def classify(self, maps):
+        return maps.mean(dim=(2, 3)) @ self.weight
+
+    def forward(self, images):
+        return self.classify(self.feature_map(images))
+
+
+def pictures(folder, split, size):
+    generator = torch.Generator().manual_seed(len(split))
+    count = 15 if split == "train" else 7
+    return Pictures(
+        torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
+        torch.arange(count) % 10,
+    )
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(bank, "EfficientNetLite0", StandIn)
+    for module in (bank, train):
+        monkeypatch.setattr(module, "load_pictures", pictures)
+
+
+def test_a_view_is_the_same_at_every_size_and_in_every_batch():
+    # Smooth, so that a smaller view is the larger one shrunk.
+    ramp = torch.linspace(0, 255, 224)
+    image = torch.stack([ramp.expand(224, 224), ramp.expand(224, 224).T, ramp.flip(0).expand(224, 224)]).byte()
+    images = image.expand(3, -1, -1, -1)
+    large, small = (bank.draw_views(images, [4, 5, 4], [0, 0, 1], size) for size in (224, 112))
+    assert large.shape == (3, 3, 224, 224) and large.abs().max() <= 1
+    torch.testing.assert_close(nn.functional.avg_pool2d(large, 2), small, atol=0.02, rtol=0)
+    assert torch.equal(bank.draw_views(images[:1], [4], [1], 112)[0], small[2])
+    assert not torch.equal(small[0], small[1]) and not torch.equal(small[0], small[2])
+
+
+def test_the_rate_rises_and_falls_and_the_size_grows():
+    recipe = train.Recipe({}, [[112, 8], [224, 2]], learning_rate=1.0, warmup_epochs=2.0)
+    assert [train.rate(recipe, epoch) for epoch in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [recipe.size(epoch) for epoch in (0, 7, 8, 9)] == [112, 112, 224, 224]
+    assert recipe.epochs == 10
+
+
+def test_the_recipes_are_read_and_misspelt_ones_refused(tmp_path):
+    folder = bank.Path(train.__file__).parent
+    for path in folder.glob("*.json"):
+        assert train.Recipe.read(path, views=2).views == 2
+    (tmp_path / "recipe.json").write_text(json.dumps({**RECIPE, "epochs": 3}))
+    with pytest.raises(ValueError, match=r"expected fields of a recipe in .*, got \['epochs'\]"):
+        train.Recipe.read(tmp_path / "recipe.json")
+
+
+def test_tokens_are_guided_at_the_places_of_the_teachers_map():
+    torch.manual_seed(0)
+    pupil = train.Pupil(train.Recipe(**RECIPE)).eval()
+    pixels = torch.randn(2, 3, 224, 224)
+    logits, thousand, guided = pupil(pixels)
+    hidden = pupil.model(pixels, output_hidden_states=True).hidden_states[1][:, 1:]
+    # Place (2, 3) of 7 × 7 stands over the rows 4 and 5 and the columns 6 and 7 of 14 × 14 tokens.
+    block = hidden.unflatten(1, (14, 14))[:, 4:6, 6:8].mean(dim=(1, 2))
+    torch.testing.assert_close(guided[:, 2 * 7 + 3], pupil.guided(block))
+    torch.testing.assert_close(logits, pupil.model(pixels).logits)
+    assert thousand.shape == (2, 1000) and guided.shape == (2, 49, 64)
+    assert pupil(pixels[..., :112, :112])[2].shape == (2, 49, 64)
+    unguided = train.Pupil(train.Recipe(**RECIPE, guidance=0))
+    assert unguided(pixels)[2] is None
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(stand_in, tmp_path, monkeypatch):
+    recipe = train.Recipe(**RECIPE)
+    figures = train.run(recipe, tmp_path / "whole", tmp_path / "bank", "test", every=1)
+    assert {"test_accuracy", "teacher_accuracy", "agreement"} == figures.keys()
+
+    whole_epoch = train.train_epoch
+
+    def killed(recipe, state, *rest):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        whole_epoch(recipe, state, *rest)
+
+    monkeypatch.setattr(train, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(recipe, tmp_path / "killed", tmp_path / "bank", "test", every=1)
+    monkeypatch.setattr(train, "train_epoch", whole_epoch)
+    # The bank is full: the teacher is asked for the test images alone.
+    assert train.run(recipe, tmp_path / "killed", tmp_path / "bank", "test", every=1) == figures
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = FocusViTForImageClassification.from_pretrained(tmp_path / "killed")
+    assert model.config.id2label[9] == "parachute"
+    log = json.loads((tmp_path / "killed" / "log.json").read_text())
+    assert [entry["size"] for entry in log["history"]] == [112, 224]
+    with pytest.raises(ValueError, match="expected the recipe of"):
+        train.run(train.Recipe(**RECIPE, seed=1), tmp_path / "killed", tmp_path / "bank", "test", every=1)
+
+
+def test_the_dense_pupil_is_kept_as_a_plain_vit(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "load_pictures", pictures)
+    recipe = train.Recipe(**{**RECIPE, "stages": [[112, 1]]})
+    train.run(recipe, tmp_path / "run", tmp_path / "bank", "test", every=1)
+    pupil = FocusViTForImageClassification.from_pretrained(tmp_path / "run").eval()
+    accuracy = keep.keep(tmp_path / "run", tmp_path / "vit-tiny")
+    kept = ViTForImageClassification.from_pretrained(tmp_path / "vit-tiny").eval()
+    assert kept.dtype == torch.float32 and kept.config.id2label[0] == "tench"
+    assert all(
+        tensor.dtype == torch.float16 for tensor in load_file(tmp_path / "vit-tiny" / "model.safetensors").values()
+    )
+    pixels = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(kept(pixels).logits, pupil(pixels).logits, atol=5e-3, rtol=5e-3)
+    card = (tmp_path / "vit-tiny" / "README.md").read_text()
+    assert f"accuracy: {accuracy:.4f}" in card and "Taught, not trained from scratch" in card
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        keep.keep(tmp_path / "run", tmp_path / "vit-tiny")
+
+
+def test_choices_are_made_on_images_that_are_held_out(stand_in, tmp_path):
+    recipe = train.Recipe(**{**RECIPE, "stages": [[112, 1]]})
+    assert train.run(recipe, tmp_path / "run", tmp_path / "bank", "validation", every=1) == {}
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    assert 0 <= log["history"][0]["held_out"] <= 1
+    teaching = bank.Teaching(tmp_path / "bank", pictures(None, "train", 224).images, 1)
+    # Images 0, 5 and 10 were held out; of the other twelve, two batches of six were learned from.
+    missing = teaching.bank.missing(torch.arange(15), torch.zeros(15, dtype=torch.long))
+    assert missing.nonzero().flatten().tolist() == [0, 5, 10]
