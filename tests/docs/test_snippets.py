@@ -78,6 +78,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, blob_dir: Path) -> Path:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     ViTForImageClassification(ViTConfig(**shape, **labels)).save_pretrained(folder / "my-vit")
     ViTImageProcessorPil().save_pretrained(folder / "my-vit")
+    # As the guide of teachers shows it, with a mean of one number.
+    network = "Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000))"
+    code = f"from torch import nn\n\n\ndef teacher():\n    return nn.{network}, 0.5, 0.5, 224\n"
+    (folder / "my_teacher.py").write_text(code)
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in ("light", "dark"):

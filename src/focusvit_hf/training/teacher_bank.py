@@ -24,9 +24,9 @@ class TeacherBank:
 
     View v of image i is what the augmentation makes of it with the seed (seed, v, i), see
     [`~data_collator.SeededCollator`]; it depends neither on the batch nor on the epoch. The bank therefore keeps
-    answers only, no images: `num_views` × `num_images` × `width` numbers of float16, and a flag for each view that says
-    whether its answer is there. It fills as training goes, and a run that was interrupted goes on with what it holds.
-    The size of the files is fixed from the beginning.
+    answers only, no images: `num_views` × `num_images` × `width` numbers of float16, and a flag for each view that
+    says whether its answer is there. It fills as training goes, and a run that was interrupted goes on with what it
+    holds. The size of the files is fixed from the beginning.
 
     Args:
         folder (`Path`): Where the bank lies; it is made where it is missing.
