@@ -21,6 +21,7 @@ from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 import datasets
@@ -41,6 +42,7 @@ from focusvit_hf.utils.files import read_json, write_json
 BATCH_SIZES = (1, 32)
 NUMBERS = ("float32", "int8")
 TEST_BATCH = 250
+SLOWER_IN_TURN = 3
 RECORD = "made_with.json"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 Subject: TypeAlias = nn.Module | onnxruntime.InferenceSession
@@ -89,12 +91,28 @@ def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, An
             else:
                 calls[name] = partial(subject.run, [subject.get_outputs()[0].name], {"images": images.numpy()})
         with torch.inference_mode():
+            alone = {name: interleaved({name: call}, 3)[name] for name, call in calls.items()}
             seconds = interleaved(calls, repeats)
+        check_plausible(seconds, alone)
         times = {name: summary(values, batch_size) for name, values in seconds.items()}
         first = times[next(iter(subjects))]["median_ms"]
         faster = {name: first / values["median_ms"] for name, values in times.items()}
         result[f"batch {batch_size}"] = {"milliseconds_a_picture": times, "times_faster": faster}
     return result
+
+
+def check_plausible(seconds: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
+    """
+    Raises ValueError where a subject takes far longer in turn with the others than alone: then threads of one runtime
+    have held the cores while another was timed, and the figure says nothing of the subject.
+    """
+    for name, values in seconds.items():
+        found, expected = median(values), median(alone[name])
+        if found > SLOWER_IN_TURN * expected:
+            raise ValueError(
+                f"expected {name} to take at most {SLOWER_IN_TURN} times as long in turn with the others as alone "
+                f"({1000 * expected:.1f} ms), got {1000 * found:.1f} ms: nothing is written"
+            )
 
 
 def accuracy(
@@ -234,11 +252,11 @@ def main() -> None:
         subjects = {name: subjects_of(name, model, arguments.exports) for name, (model, _) in models.items()}
         at_32 = subjects.pop("focusvit-nano")
         at_224 = {name: subject for group in subjects.values() for name, subject in group.items()}
-        result["speed"] = {
-            "environment": settings,
-            "224px": speed(at_224, 224, arguments.repeats),
-            "32px": speed(at_32, 32, arguments.repeats),
-        }
+        try:
+            at_sizes = {"224px": speed(at_224, 224, arguments.repeats), "32px": speed(at_32, 32, arguments.repeats)}
+        except ValueError as error:
+            parser.error(str(error))
+        result["speed"] = {"environment": settings, **at_sizes}
     if arguments.part != "speed":
         graphs = {number: arguments.exports / f"focusvit-nano-{number}" / "model.onnx" for number in NUMBERS}
         result["accuracy"] = {
