@@ -3,8 +3,11 @@
 import json
 import re
 
+import pytest
+
 from blobs import ROOT
 from focusvit_hf.benchmark.result import read_result, times_of
+from focusvit_hf.cli.__main__ import main
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +61,23 @@ def test_accuracies_of_checkpoints_are_those_of_their_cards() -> None:
     for card, accuracy in rows:
         value = re.search(r"^accuracy: ([\d.]+)$", (ROOT / card).read_text(encoding="utf-8"), re.MULTILINE)
         assert value is not None and f"{float(value[1]):.3f}" == accuracy, card
+
+
+def test_every_file_at_the_root_has_its_place_in_contributing() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "src" / "focusvit_hf").glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "src" / "focusvit_hf").glob("*/__init__.py")}
+    assert not [name for name in sorted(files | folders) if f"`{name}`" not in table]
+
+
+def test_every_command_has_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["no such command"])
+    choices = re.search(r"choose from (.*)\)", capsys.readouterr().err)
+    assert choices is not None
+    known = {name.strip("' ") for name in choices[1].split(",")}
+    assert set(re.findall(r"^\| `focusvit (\w+)` ", page, re.MULTILINE)) == known
 
 
 def test_prose_says_image() -> None:
