@@ -92,7 +92,7 @@ def test_pictures_keep_their_own_size_where_the_processor_does_not_resize():
     images = noise(3, 24, 36)
     collator = FocusViTDataCollator(processor(do_resize=False), AugmentationConfig())
     assert collator(examples(arrays(images)))["pixel_values"].shape == (3, 3, 24, 36)
-    with pytest.raises(ValueError, match=r"Expected pictures of one size, .* got"):
+    with pytest.raises(ValueError, match=r"Expected images of one size, .* got"):
         collator(examples([*arrays(images), *arrays(noise(1, 24, 24))]))
 
 
@@ -217,7 +217,7 @@ def test_collator_can_be_sent_to_workers():
         ({"label": True}, "Expected an integer as label of example 1 of the batch, got True"),
         ({"label": np.array([1, 2])}, "Expected an integer as label of example 1"),
         ({"label": ...}, r"Expected a class in column 'label' of example 1 of the batch, got the columns \['image'\]"),
-        ({"image": ...}, r"Expected a picture in column 'image' of example 1 .* got the columns \['label'\]"),
+        ({"image": ...}, r"Expected an image in column 'image' of example 1 .* got the columns \['label'\]"),
         ({"image": None}, r"Image 1 of the batch cannot be used: expected the path of a file, .* got NoneType"),
         ({"image": np.full((32, 32, 3), np.nan, np.float32)}, "Image 1 of the batch .*NaN"),
         ({"image": np.zeros((0, 32, 3), np.uint8)}, "Image 1 of the batch .*none of them 0"),

@@ -67,16 +67,18 @@ def random_crop_boxes(
     return torch.cat((torch.where(drawn, corner, (limit - whole) // 2), torch.where(drawn, size, whole)), dim=1)
 
 
-def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int], dtype: torch.dtype | None = None) -> Tensor:
     """
-    Cuts box `(batch_size, 4)` (top, left, height, width) out of each picture and resizes it to `size`: bilinear with
-    antialiasing (PIL's filter), each axis as one product with a matrix of triangle weights.
+    Cuts box `(batch_size, 4)` (top, left, height, width) out of each image and resizes it to `size`: bilinear with
+    antialiasing (PIL's filter), each axis as one product with a matrix of triangle weights. The result has the type of
+    `images`, or `dtype`.
     """
+    dtype = dtype or images.dtype
     if math.prod(images.shape[2:]) > _LARGE * math.prod(size) and size[1] > 1:
         boxed = zip(images, boxes.tolist(), strict=True)
         crops = (as_floats(image[None, :, y : y + height, x : x + width]) for image, (y, x, height, width) in boxed)
         resized = [F.interpolate(crop, size, mode="bilinear", antialias=True) for crop in crops]
-        return as_dtype(torch.cat(resized), images.dtype)
+        return as_dtype(torch.cat(resized), dtype)
     weights = []
     for axis in (0, 1):
         start, length = boxes[:, axis, None, None].float(), boxes[:, axis + 2, None, None].float()
@@ -86,7 +88,7 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
         weight = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp(min=0)
         weight = weight * ((pixel > start) & (pixel < start + length))
         weights.append((weight / weight.sum(dim=-1, keepdim=True))[:, None])
-    return as_dtype(weights[0] @ (as_floats(images) @ weights[1].transpose(-1, -2)), images.dtype)
+    return as_dtype(weights[0] @ (as_floats(images) @ weights[1].transpose(-1, -2)), dtype)
 
 
 def random_resized_crop(
@@ -95,10 +97,11 @@ def random_resized_crop(
     scale: Range = (0.08, 1.0),
     ratio: Range = (3 / 4, 4 / 3),
     generator: Generator | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """[`crop_and_resize`] to `size` with [`random_crop_boxes`]: (B, 3, H, W) to (B, 3, *size)."""
     boxes = random_crop_boxes(len(images), (images.shape[2], images.shape[3]), scale, ratio, generator)
-    return crop_and_resize(images, boxes, size)
+    return crop_and_resize(images, boxes, size, dtype)
 
 
 def random_crop_with_padding(images: Tensor, padding: int, generator: Generator | None = None) -> Tensor:

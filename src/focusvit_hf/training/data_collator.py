@@ -1,4 +1,4 @@
-"""Batches of examples for training: pictures augmented, then cut into superpixels."""
+"""Batches of examples for training: images augmented, then cut into superpixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,14 +30,21 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 class FocusViTDataCollator:
     """
-    Makes a batch of examples: pictures augmented, then cut into superpixels, rescaled and normalised by the processor.
+    Makes a batch of examples: images augmented, then cut into superpixels, rescaled and normalised by the processor.
 
-    Without `augmentation` the pictures go through the processor and nothing else. With it they are brought to the
-    processor's size by the augmentation's crop, and superpixels come from the augmented picture in 8 bits.
+    Without `augmentation` the images go through the processor and nothing else. With it they are brought to the
+    processor's size by the augmentation's crop, and superpixels come from the augmented image in 8 bits.
+
+    Superpixels belong to the pixels that they were computed from. Transforms of your own that move pixels (a flip, a
+    crop, a rotation) have to come before this collator, on the images: where `pixel_values` are flipped and
+    `superpixel_ids` are not, a model reads other regions than those of the image (0.80 became 0.68 of accuracy in one
+    case). Or drop `superpixel_ids` from the batch after such a transform, and the model computes them anew.
+
+    A `Trainer` needs `TrainingArguments(remove_unused_columns=False)`: by default it removes the column of images.
 
     Args:
         image_processor ([`FocusViTImageProcessor`]): Its options say what comes out.
-        augmentation ([`AugmentationConfig`], *optional*): What is done to training pictures; leave out to evaluate.
+        augmentation ([`AugmentationConfig`], *optional*): What is done to training images; leave out to evaluate.
         num_labels (`int`, *optional*): Number of classes; needed where labels become probabilities.
         image_column (`str`, *optional*, defaults to `"image"`):
             Key of the image: what the processor takes (with augmentation, arrays and tensors of 8 bits), including
@@ -89,7 +96,7 @@ class FocusViTDataCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """
         Args:
-            examples (`list[dict]`): One or more, each with a picture and a class.
+            examples (`list[dict]`): One or more, each with an image and a class.
 
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` (B, 3, H, W) float32, `superpixel_ids` (B, H / cell, W / cell)
@@ -97,7 +104,7 @@ class FocusViTDataCollator:
             probabilities.
 
         Raises:
-            ValueError: for no examples, a missing column, a label that is no class, and pictures that cannot be used;
+            ValueError: for no examples, a missing column, a label that is no class, and images that cannot be used;
                 the example's number in the batch, from 0, is named.
         """
         if not examples:
@@ -110,16 +117,16 @@ class FocusViTDataCollator:
         if config is None:
             batch = processor(images, return_tensors="pt", **_DECODED)
         else:
-            pictures, labels = self._augmented(self._cropped(images, config), labels, config)
+            augmented, labels = self._augmented(self._cropped(images, config), labels, config)
             # Whole levels stay in floating point, which is what the processor makes of them anyway.
-            batch = processor.process_levels(pictures.mul_(255).round_())
+            batch = processor.process_levels(augmented.mul_(255).round_())
         return {**batch, "labels": labels}
 
     def _image(self, index: int, example: Mapping[str, Any]) -> Any:
         if self.image_column not in example:
             raise ValueError(
-                f"Expected a picture in column {self.image_column!r} of example {index} of the batch, got the columns "
-                f"{sorted(example)}."
+                f"Expected an image in column {self.image_column!r} of example {index} of the batch, got the columns "
+                f"{sorted(example)}. Trainer removes it unless TrainingArguments has remove_unused_columns=False."
             )
         with naming_image(index):
             do_convert_rgb = self.augmentation is not None or self.image_processor.do_convert_rgb
@@ -142,10 +149,10 @@ class FocusViTDataCollator:
         return int(label)
 
     def _cropped(self, images: Sequence[Any], config: AugmentationConfig) -> Tensor:
-        """The pictures as one batch of the processor's size, float32 in 0..1."""
+        """The images as one batch of the processor's size, float32 in 0..1."""
         arrays = [self._array(index, image) for index, image in enumerate(images)]
         size, processor = fixed_size(self.image_processor), self.image_processor
-        # A picture of the size wanted is left as it is, unless it would be resized and then cropped.
+        # An image of the size wanted is left as it is, unless it would be resized and then cropped.
         twice = processor.do_resize and processor.do_center_crop
         if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
             arrays = processor.to_levels(arrays, **_DECODED)
@@ -153,21 +160,22 @@ class FocusViTDataCollator:
             size = arrays[0].shape[1:]
             if any(array.shape[1:] != size for array in arrays):
                 raise ValueError(
-                    "Expected pictures of one size, or an image processor whose size or crop_size fixes height and "
+                    "Expected images of one size, or an image processor whose size or crop_size fixes height and "
                     f"width, got {sorted({array.shape[1:] for array in arrays})}."
                 )
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, array in enumerate(arrays):
             groups.setdefault(array.shape, []).append(index)
-        pictures = torch.empty(len(arrays), 3, *size)
+        batch = torch.empty(len(arrays), 3, *size)
         for members in groups.values():
             group = torch.from_numpy(np.stack([arrays[index] for index in members]))
             if config.crop == "random_resized":
-                group = random_resized_crop(group, size, config.crop_scale, config.crop_ratio, self.generator)
+                shape = config.crop_scale, config.crop_ratio
+                group = random_resized_crop(group, size, *shape, self.generator, dtype=torch.float32)
             else:
-                group = random_crop_with_padding(group, config.crop_padding or 0, self.generator)
-            pictures[members] = as_floats(group)
-        return pictures
+                group = as_floats(random_crop_with_padding(group, config.crop_padding or 0, self.generator))
+            batch[members] = group
+        return batch
 
     def _array(self, index: int, image: Any) -> np.ndarray:
         """(3, height, width) uint8."""
@@ -180,22 +188,22 @@ class FocusViTDataCollator:
                 )
         return array
 
-    def _augmented(self, pictures: Tensor, labels: Tensor, config: AugmentationConfig) -> tuple[Tensor, Tensor]:
-        pictures = random_horizontal_flip(pictures, config.horizontal_flip, self.generator)
+    def _augmented(self, images: Tensor, labels: Tensor, config: AugmentationConfig) -> tuple[Tensor, Tensor]:
+        images = random_horizontal_flip(images, config.horizontal_flip, self.generator)
         strengths = config.brightness, config.contrast, config.saturation
-        pictures = color_jitter(pictures, *strengths, generator=self.generator)
+        images = color_jitter(images, *strengths, generator=self.generator)
         if not config.makes_soft_targets or self.num_labels is None:
-            return pictures, labels
+            return images, labels
         targets = soft_targets(labels, self.num_labels)
-        return random_mix(pictures, targets, config, self.generator)
+        return random_mix(images, targets, config, self.generator)
 
 
 class SeededCollator:
     """
-    Makes the randomness of a collator a function of the seed, the epoch and the pictures of the batch alone.
+    Makes the randomness of a collator a function of the seed, the epoch and the images of the batch alone.
 
     The draws then depend neither on the number of workers, nor on prefetching, nor on where a run was interrupted: a
-    resumed run sees the pictures the uninterrupted one sees.
+    resumed run sees the images the uninterrupted one sees.
 
     With `num_views` they do not even depend on the batch: every image goes through the collator alone, and what is
     drawn for it in epoch e is a function of the seed, its number and the view e mod `num_views`. The same views then

@@ -92,12 +92,9 @@ class FocusViTTrainer(Trainer):
         self.distillation = distillation
         self._resumed_step: int | None = None
         self._losses: torch.Tensor | None = None
-        if self._uses_own_loss():
-            # It is a mean over the batch.
-            self.loss_is_scaled_for_ga = False
-        elif distillation is not None:
+        if distillation is not None and not self._uses_own_loss():
             raise ValueError("expected no teacher beside another loss than the cross entropy of one class, got both")
-        elif self.args.label_smoothing_factor and self.compute_loss_func is None and not self._has_classes():
+        if self.args.label_smoothing_factor and self.compute_loss_func is None and not self._has_classes():
             raise ValueError(
                 "expected no label_smoothing_factor for regression or several classes per image, got "
                 f"{self.args.label_smoothing_factor}"
@@ -115,6 +112,11 @@ class FocusViTTrainer(Trainer):
     def _uses_own_loss(self) -> bool:
         own_smoother = self.label_smoother is None or type(self.label_smoother) is LabelSmoother
         return self.compute_loss_func is None and own_smoother and self._has_classes()
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
+        """Whether the loss takes account of accumulated batches: our own, a mean over one batch, does not."""
+        return False if self._uses_own_loss() else None
 
     def compute_loss(
         self,
