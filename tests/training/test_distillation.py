@@ -238,11 +238,18 @@ def test_student_and_teacher_are_compared():
         ({"alpha": 1.5}, "expected 0 <= distillation_alpha <= 1, got 1.5"),
         ({"temperature": 0.0}, "expected a distillation_temperature above 0, got 0.0"),
         ({"kind": "warm"}, "expected distillation_type to be one of"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "expected a teacher's finite image_mean and image_std > 0"),
+        ({"size": (32,)}, "expected a teacher's size in pixels as a number or .height, width., got .32,."),
+        ({"size": 0}, "expected a teacher's size in pixels"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Distillation(make_teacher(), make_config(), 0.5, 0.5, **options)
+        Distillation(make_teacher(), make_config(), **{"image_mean": 0.5, "image_std": 0.5, **options})
+
+
+def test_a_size_may_be_a_list():
+    assert Distillation(make_teacher(), make_config(), 0.5, 0.5, size=[16, 24]).size == (16, 24)
 
 
 def test_a_teacher_of_other_classes_is_refused():

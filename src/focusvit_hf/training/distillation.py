@@ -133,13 +133,17 @@ class Distillation:
             elif max(self.classes) >= len(own):
                 raise ValueError(f"expected --teacher_classes below the teacher's {len(own)}, got {max(self.classes)}")
         self.teacher = teacher.eval().requires_grad_(False) if isinstance(teacher, nn.Module) else teacher
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = _checked_size(size)
         self.alpha, self.temperature, self.kind = alpha, temperature, kind
         self.bank = bank
         own_mean, own_std, mean, std = (
             torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
             for values in (config.image_mean, config.image_std, image_mean, image_std)
         )
+        if not bool((std > 0).all()) or not bool(torch.isfinite(mean / std).all()):
+            raise ValueError(
+                f"expected a teacher's finite image_mean and image_std > 0, got {image_mean}, {image_std}"
+            )
         # (x - mean) / std of x = own_std pixels + own_mean
         self._scale, self._shift = own_std / std, (own_mean - mean) / std
 
@@ -285,6 +289,16 @@ def load_distillation(
         raise ValueError(f"expected all weights of the teacher in {name}, got none that fit for {problems[:4]}")
     mean, std = _normalisation(processor)
     return Distillation(teacher, config, mean, std, _size(processor, teacher), alpha, temperature, kind, classes)
+
+
+def _checked_size(size: Any) -> tuple[int, int] | None:
+    """Height and width, or None for the student's own; ValueError for what is no size."""
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"expected a teacher's size in pixels as a number or (height, width), got {size!r}")
+    return pair
 
 
 def _checked_classes(classes: Sequence[int], num_labels: int) -> list[int]:

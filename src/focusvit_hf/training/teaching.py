@@ -86,9 +86,11 @@ def make_distillation(
             "data": digest(split, data_args),
             "seed": args.seed,
         }
-        distillation.bank = TeacherBank(
-            args.teacher_bank, header, len(split), args.teacher_views, distillation.num_labels
-        )
+        # The processes of a run share the files, so that one of them has to make them.
+        with args.main_process_first(desc="opening the teacher's bank"):
+            distillation.bank = TeacherBank(
+                args.teacher_bank, header, len(split), args.teacher_views, distillation.num_labels
+            )
     return distillation
 
 
