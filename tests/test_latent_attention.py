@@ -39,7 +39,7 @@ def test_attention_equals_plain_loops(tiny_config, with_context, with_bias, qkv_
     source = torch.cat((states, context), dim=1) if with_context else states
     mask = bias_of(source.shape[1]) if with_bias else None
     with torch.no_grad():
-        output, weights = attention(states, context if with_context else None, mask)
+        output, weights, _ = attention(states, context if with_context else None, mask)
     assert weights.shape == (2, 4, QUERIES, source.shape[1])
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, QUERIES))
     for index in range(2):
@@ -57,8 +57,8 @@ def test_sdpa_equals_eager(tiny_config, with_context, with_bias):
     context = torch.randn(2, CONTEXT, 32) if with_context else None
     mask = bias_of(QUERIES + (CONTEXT if with_context else 0)) if with_bias else None
     with torch.no_grad():
-        expected, _ = make_attention(tiny_config)(states, context, mask)
-        output, _ = make_attention(tiny_config, "sdpa")(states, context, mask)
+        expected, *_ = make_attention(tiny_config)(states, context, mask)
+        output, *_ = make_attention(tiny_config, "sdpa")(states, context, mask)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -72,8 +72,8 @@ def test_flex_attention_equals_eager(tiny_config, with_context, monkeypatch):
     states = torch.randn(2, QUERIES, 32)
     context = torch.randn(2, CONTEXT, 32) if with_context else None
     with torch.no_grad():
-        expected, _ = make_attention(tiny_config)(states, context)
-        output, _ = make_attention(tiny_config, "flex_attention")(states, context)
+        expected, *_ = make_attention(tiny_config)(states, context)
+        output, *_ = make_attention(tiny_config, "flex_attention")(states, context)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 

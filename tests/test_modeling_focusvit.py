@@ -1,6 +1,7 @@
 """What the model promises: what changes the answer and what does not, shapes, lengths, and input that is refused."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,8 +140,9 @@ def test_with_the_area_bias_an_absent_superpixel_does_not_count(tiny_model, pixe
     fewer = tiny_model(attention_area_bias=True, num_superpixels=2)
     halves = tile_ids((1, 2), 16, 16).expand(4, -1, -1)
     # The bias is relative to the mean area, which halves when two of four ids are absent.
-    bias = model.focusvit._area_bias
-    monkeypatch.setattr(model.focusvit, "_area_bias", lambda area, dtype: bias(area / 2, dtype))
+    bias = model.focusvit._column_bias
+    halved = lambda state, dtype: bias(replace(state, area=state.area / 2), dtype)  # noqa: E731
+    monkeypatch.setattr(model.focusvit, "_column_bias", halved)
     torch.testing.assert_close(logits(model, pixels, halves), logits(fewer, pixels, halves), **CLOSE)
 
 

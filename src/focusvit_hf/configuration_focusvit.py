@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
 
 from .errors import refuse_misspelt
+from .sparsification_options import MODES, RELEVANCES, check_sparsification, kept_counts, kept_shares
 from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_count, superpixel_layout
 
 
@@ -32,6 +33,8 @@ _CHOICES = {
     "position_embedding_type": ("dynamic", "learned"),
     "mlp_type": ("mlp", "swiglu"),
     "classifier_pooling": ("cls", "cls_dist_mean", "cls_patch_mean"),
+    "sparsification_relevance": RELEVANCES,
+    "sparsification_mode": MODES,
 }
 _COUNTS = (
     "patch_size",
@@ -116,6 +119,27 @@ class FocusViTConfig(PreTrainedConfig):
         num_latents (`int`, *optional*, defaults to 16): M, the number of learned latent tokens.
         attention_area_bias (`bool`, *optional*, defaults to `False`):
             Whether attention to a token is raised by the logarithm of its area relative to the mean area.
+        pooling_layer (`int`, *optional*, defaults to 0):
+            The layer before which the tokens are pooled over the regions of `patch_pooling`. 0: before the encoder,
+            as SPPP has it. A later layer sees a token for each patch until then; the tokens are pooled by their mean.
+        sparsification_layers (`list[int]`, *optional*):
+            SPOT: the layers, counted from 0, before which tokens leave; none by default. Not before the first layer,
+            since the attention of the layer before tells which ones, and only after `pooling_layer`.
+        keep_ratio (`float` or `list[float]`, *optional*, defaults to 0.7):
+            ρ: of N tokens ⌊N·ρˢ⌋ are left after the s-th of those layers; or for each of them the share of all N
+            tokens that is left. It can be changed when a model is loaded, and while it trains.
+        sparsification_relevance (`str`, *optional*, defaults to `"attention"`):
+            Which tokens stay. `"attention"`: those with the most attention, from the class token and on the average of
+            the tokens, in the layer before; no parameters, no training. `"learned"`: by a small predictor on the
+            tokens and on moments of their attention, which has to be trained. `"random"`: a control, drawn from the
+            image itself.
+        sparsification_mode (`str`, *optional*, defaults to `"drop"`):
+            `"drop"`: the other tokens are gone; `"fuse"`: they become one token, their mean by area; `"merge"`: tokens
+            whose keys were most alike become one (token merging), whatever their relevance. Attention to a token is
+            raised by the logarithm of the number of tokens that were fused or merged in it.
+        descriptor_window (`int`, *optional*, defaults to 1):
+            Over how many layers before it a stage averages attention; None for all. Their maps of attention are
+            computed in full, while other layers run on the fast kernels.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`):
             What the classifier reads. `"cls"`: the class token; `"cls_dist_mean"`: a classifier on the class token and
             another on the distillation token, averaged (DeiT); `"cls_patch_mean"`: the class token beside the mean of
@@ -140,6 +164,7 @@ class FocusViTConfig(PreTrainedConfig):
     ```"""
 
     model_type = "focusvit"
+    keys_to_ignore_at_inference = ["kept_tokens", "kept_masks", "token_states", "aux_loss"]
     attribute_map = {"layer_norm_epsilon": "layer_norm_eps"}
 
     image_size: int | list[int] | tuple[int, int] = 224
@@ -174,6 +199,12 @@ class FocusViTConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     num_latents: int = 16
     attention_area_bias: bool = False
+    pooling_layer: int = 0
+    sparsification_layers: list[int] | tuple[int, ...] | None = None
+    keep_ratio: float | int | list[float | int] | tuple[float | int, ...] = 0.7
+    sparsification_relevance: str = "attention"
+    sparsification_mode: str = "drop"
+    descriptor_window: int | None = 1
     classifier_pooling: str = "cls"
     add_pooling_layer: bool = False
     image_mean: float | int | list[float | int] | tuple[float | int, ...] = 0.5
@@ -192,6 +223,7 @@ class FocusViTConfig(PreTrainedConfig):
         self._check_ranges()
         self._check_sizes()
         self.validate_layer_type()
+        check_sparsification(self)
 
     @classmethod
     def from_preset(cls, name: str | os.PathLike[str], **overrides: Any) -> "FocusViTConfig":
@@ -401,7 +433,7 @@ class FocusViTConfig(PreTrainedConfig):
     @property
     def _uses_patches(self) -> bool:
         pooled_cells = self.embedding_type == "conv" and self.patch_pooling != "none"
-        return not pooled_cells or self.position_embedding_type == "learned"
+        return not pooled_cells or self.position_embedding_type == "learned" or self.pooling_layer > 0
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -412,6 +444,15 @@ class FocusViTConfig(PreTrainedConfig):
     def num_tokens(self) -> int:
         """K: the number of tokens an image of `image_size` is pooled to."""
         return self.num_regions(*self.image_height_and_width)
+
+    @property
+    def kept_shares(self) -> tuple[float, ...]:
+        """The share of the tokens that is left after each of the `sparsification_layers`."""
+        return kept_shares(self.keep_ratio, len(self.sparsification_layers or ()))
+
+    def kept_counts(self, num_tokens: int) -> tuple[int, ...]:
+        """How many of `num_tokens` tokens are left after each of the `sparsification_layers`."""
+        return kept_counts(num_tokens, self.kept_shares)
 
     @property
     def superpixel_count(self) -> int:

@@ -147,13 +147,16 @@ class FocusViTEmbeddings(nn.Module):
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def tile_map(self, height: int, width: int, device: torch.device) -> torch.Tensor:
+    def tile_map(self, height: int, width: int, device: torch.device, of_patches: bool = False) -> torch.Tensor:
         """
         The regions of an image of `height` x `width` pixels in the controls, the tiles of a grid or the patches:
-        `(1, rows, columns)` of cells. The table is kept for later calls, so it must not be written to.
+        `(1, rows, columns)` of cells. `of_patches`: the patches in either. The table is kept for later calls, so it
+        must not be written to.
         """
         cells = (height // self.config.cell_size, width // self.config.cell_size)
-        return _map_of_tiles(self.config.region_layout(height, width), cells, device)
+        patches = (height // self.config.patch_size, width // self.config.patch_size)
+        layout = patches if of_patches else self.config.region_layout(height, width)
+        return _map_of_tiles(layout, cells, device)
 
     def forward(
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
@@ -165,8 +168,11 @@ class FocusViTEmbeddings(nn.Module):
         config = self.config
         height, width = pixel_values.shape[-2:]
         patches = (height // config.patch_size, width // config.patch_size)
-        ids = self.tile_map(height, width, pixel_values.device) if superpixel_ids is None else superpixel_ids
-        num_regions = config.num_regions(height, width)
+        # Where pooling waits for a later layer, each patch is a token until then.
+        at_depth, ids = config.pooling_layer > 0, superpixel_ids
+        if ids is None:
+            ids = self.tile_map(height, width, pixel_values.device, of_patches=at_depth)
+        num_regions = patches[0] * patches[1] if at_depth else config.num_regions(height, width)
 
         if self.training and torch.is_grad_enabled():
             # What stem and pooling keep for their gradients is a third of all, and quickly computed again.

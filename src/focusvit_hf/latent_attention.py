@@ -8,6 +8,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_focusvit import FocusViTConfig
+from .token_choice import masked_softmax
+from .token_relevance import TokenObserver
 
 
 def eager_attention_forward(
@@ -42,6 +44,11 @@ class FocusViTAttention(nn.Module):
         context (`torch.FloatTensor` of shape `(batch_size, context_length, hidden_size)`, *optional*): X'.
         attention_mask (`torch.FloatTensor` of shape `(batch_size, 1, length, length + context_length)`, *optional*):
             b, the same for every query.
+        column_mask (`torch.FloatTensor` of shape `(batch_size, length + context_length)`, *optional*):
+            1 for a token that is there, 0 for one that was dropped, which nobody but itself sees.
+        observer ([`TokenObserver`], *optional*): Whom the map and the keys are shown.
+
+    Returns the attended states, the map where the implementation gives one, and what the observer makes of it.
     """
 
     def __init__(self, config: FocusViTConfig):
@@ -61,12 +68,20 @@ class FocusViTAttention(nn.Module):
         hidden_states: torch.Tensor,
         context: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        column_mask: torch.Tensor | None = None,
+        observer: TokenObserver | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         source = hidden_states if context is None else torch.cat((hidden_states, context), dim=1)
         query = self._split_heads(self.q_proj(hidden_states))
         key = self._split_heads(self.k_proj(source))
         value = self._split_heads(self.v_proj(source))
+        if column_mask is not None or (observer is not None and observer.needs_map):
+            output, weights = self._with_map(query, key, value, attention_mask, column_mask)
+            observed = None if observer is None else observer(weights, key, column_mask)
+            # As of any other layer, maps are given out where attention is eager.
+            shown = weights if self.config._attn_implementation == "eager" else None
+            return self.o_proj(output.reshape(hidden_states.shape)), shown, observed
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -80,7 +95,30 @@ class FocusViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(hidden_states.shape)), weights
+        observed = None if observer is None else observer(None, key)
+        return self.o_proj(output.reshape(hidden_states.shape)), weights, observed
+
+    def _with_map(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        column_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Attention whose map is there, in float32 and before dropout, whatever kernel the other layers run on.
+        `column_mask` `(batch_size, keys)` holds 1 for columns that are seen and 0 for those that only see themselves.
+        """
+        scores = torch.matmul(query, key.transpose(2, 3)) * self.scaling
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        if column_mask is None:
+            weights = scores.softmax(dim=-1, dtype=torch.float32)
+        else:
+            weights = masked_softmax(scores.float(), column_mask, self_loop=query.shape[2] == key.shape[2])
+        rates = nn.functional.dropout(weights, p=self.attention_dropout, training=self.training).to(value.dtype)
+        return torch.matmul(rates, value).transpose(1, 2), weights
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)

@@ -18,8 +18,13 @@ from .configuration_focusvit import FocusViTConfig
 from .embeddings import FocusViTEmbeddings
 from .latent_attention import FocusViTAttention
 from .positions import FocusViTLearnedPosition
+from .regions import Regions
 from .superpixel_maps import superpixel_map
 from .superpixel_options import SuperpixelOptions
+from .superpixel_pooling import pool_units
+from .token_choice import RATIO_WEIGHT, ratio_loss
+from .token_relevance import TokenObserver, image_seeds
+from .token_sparsification import FocusViTTokenSparsification, TokenChoice, TokenState
 from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
 
 
@@ -29,9 +34,37 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
     patch_mean (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, *optional*):
         With `classifier_pooling="cls_patch_mean"` the mean of the final tokens, weighted by the area they cover, or of
         the latents where the last layer is a latent one.
+    kept_tokens (`tuple` of `torch.LongTensor` of shape `(batch_size, k_s)`, *optional*):
+        With `sparsification_layers` which of the N tokens stay after each stage, in ascending order. Of tokens that
+        were merged it is the one that the others joined; a fused token is none of them. None where `kept_masks` are
+        given.
+    kept_masks (`tuple` of `torch.FloatTensor` of shape `(batch_size, N)`, *optional*):
+        In training with a learned relevance, in which no token leaves: 1 for tokens that stay after each stage, 0 for
+        dropped ones. They carry the gradients of the choice.
+    token_states (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`, *optional*):
+        With `sparsification_layers` and a last layer of full attention the final states of the tokens of
+        `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
     """
 
     patch_mean: torch.Tensor | None = None
+    kept_tokens: tuple[torch.Tensor, ...] | None = None
+    kept_masks: tuple[torch.Tensor, ...] | None = None
+    token_states: torch.Tensor | None = None
+
+
+@dataclass
+class FocusViTImageClassifierOutput(ImageClassifierOutput):
+    r"""
+    aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        What a learned choice of tokens adds to the loss in training, its weight included; part of `loss` where that is
+        given.
+    kept_tokens, kept_masks, token_states: As of [`FocusViTModelOutput`].
+    """
+
+    aux_loss: torch.Tensor | None = None
+    kept_tokens: tuple[torch.Tensor, ...] | None = None
+    kept_masks: tuple[torch.Tensor, ...] | None = None
+    token_states: torch.Tensor | None = None
 
 
 class FocusViTLayer(GradientCheckpointingLayer):
@@ -59,13 +92,18 @@ class FocusViTLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         context: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        column_mask: torch.Tensor | None = None,
+        observer: TokenObserver | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if context is not None:
             context = self.layernorm_context(context)
-        attended, _ = self.attention(self.layernorm_before(hidden_states), context, attention_mask, **kwargs)
+        attended, _, observed = self.attention(
+            self.layernorm_before(hidden_states), context, attention_mask, column_mask, observer, **kwargs
+        )
         hidden_states = hidden_states + self._residual(attended, self.attention_scale)
-        return hidden_states + self._residual(self.mlp(self.layernorm_after(hidden_states)), self.mlp_scale)
+        hidden_states = hidden_states + self._residual(self.mlp(self.layernorm_after(hidden_states)), self.mlp_scale)
+        return hidden_states if observed is None else (hidden_states, observed)
 
     def _residual(self, branch: torch.Tensor, scale: nn.Module | None) -> torch.Tensor:
         if scale is not None:
@@ -82,7 +120,7 @@ class FocusViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FocusViTEmbeddings", "FocusViTLayer"]
+    _no_split_modules = ["FocusViTEmbeddings", "FocusViTLayer", "FocusViTRelevancePredictor"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -130,6 +168,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if "latent_attention" in self.layer_types:
             self.latents = nn.Parameter(torch.zeros(1, config.num_latents, config.hidden_size))
+        if config.sparsification_layers:
+            self.sparsification = FocusViTTokenSparsification(config)
         adds_pooler = config.add_pooling_layer if add_pooling_layer is None else add_pooling_layer
         self.pooler = FocusViTPooler(config) if adds_pooler else None
         self.post_init()
@@ -220,20 +260,30 @@ class FocusViTModel(FocusViTPreTrainedModel):
                     f"Expected superpixel_ids in [0, {config.superpixel_count}), got values from {low} to {high}."
                 )
 
-    def _area_bias(self, area: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """b = log(K·area) on the columns of the tokens: `(batch_size or 1, 1, 1, K)`. None when switched off."""
-        if not self.config.attention_area_bias:
+    def _column_bias(self, state: TokenState, dtype: torch.dtype) -> torch.Tensor | None:
+        """
+        b, what attention to each token is raised by, `(batch_size or 1, 1, 1, T)`: the logarithm of its area relative
+        to the mean area, or of the number of tokens that were fused or merged in it. None where all are alike.
+        """
+        proportions = state.proportions(self.config.attention_area_bias)
+        if proportions is None:
             return None
         implementation = str(self.config._attn_implementation)
         # Flash attention takes no such mask, and flex attention's kernel for CPUs crashes on one.
         if "flash" in implementation or "flex" in implementation:
+            cause = "attention_area_bias=True"
+            if not self.config.attention_area_bias:
+                cause = f"sparsification_mode={self.config.sparsification_mode!r}"
             raise ValueError(
-                "Expected attn_implementation 'eager' or 'sdpa' with attention_area_bias=True, which is a mask, "
+                f"Expected attn_implementation 'eager' or 'sdpa' with {cause}, which is a mask, "
                 f"got {implementation!r}."
             )
         # Finite in whatever type autocast makes of it, too.
         lowest = torch.finfo(torch.float16).min
-        return (area * area.shape[1]).log().clamp(min=lowest).to(dtype)[:, None, None, :]
+        there = proportions > 0
+        # The logarithm of nothing would be infinite, and its gradient not a number.
+        bias = torch.where(there, torch.where(there, proportions, 1.0).log().clamp(min=lowest), lowest)
+        return bias.to(dtype)[:, None, None, :]
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -254,27 +304,87 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self._check_inputs(pixel_values, superpixel_ids)
         if superpixel_ids is None and self.config.patch_pooling == "superpixel":
             superpixel_ids = self.compute_superpixel_ids(pixel_values)
-        prefix, tokens, area = self.embeddings(pixel_values.to(self.dtype), superpixel_ids)
-        area_bias = self._area_bias(area, tokens.dtype)
+        pools_at_depth = self.config.pooling_layer > 0
+        prefix, tokens, area = self.embeddings(pixel_values.to(self.dtype), None if pools_at_depth else superpixel_ids)
+        dtype = tokens.dtype
+        state = TokenState(area, tokens.shape[1])
+        choice = self._choice(pixel_values, tokens.shape[1])
 
         # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself. A layer
         # on another device moves what it is given, and leaves there what it returns.
         stream, context = torch.cat((prefix, tokens), dim=1), None
-        for layer, layer_type in zip(self.layers, self.layer_types, strict=True):
+        bias = self._column_bias(state, dtype)
+        for index, (layer, layer_type) in enumerate(zip(self.layers, self.layer_types, strict=True)):
+            reduced = None
+            if pools_at_depth and index == self.config.pooling_layer:
+                tokens = self._tokens_of(stream, context, state.count)
+                height, width = pixel_values.shape[-2:]
+                reduced = self._pool(tokens, superpixel_ids, (height, width))
+            elif choice is not None and index in choice.layers:
+                reduced = choice(self._tokens_of(stream, context, state.count), state, index)
+            if reduced is not None:
+                stream, context = self._with_tokens(stream, context, state.count, reduced[0])
+                state = reduced[1]
+                bias = self._column_bias(state, dtype)
             if layer_type == "latent_attention" and context is None:
-                stream, context = self._split_off_context(stream, tokens.shape[1])
+                stream, context = self._split_off_context(stream, state.count)
             elif layer_type == "full_attention" and context is not None:
                 stream, context = torch.cat((stream, context.to(stream.device)), dim=1), None
-            mask = self._mask(area_bias, stream, context)
-            stream = layer(stream, context, mask, **kwargs)
+            length = stream.shape[1] + (0 if context is None else context.shape[1])
+            mask = self._mask(bias, stream, length)
+            observer = None if choice is None else choice.observer(index, state)
+            stream = layer(stream, context, mask, state.column_mask(length), observer, **kwargs)
+            if observer is not None:
+                stream, state.observed[index] = stream
 
         sequence = self.layernorm(stream)
         pooled = sequence[:, 0]
         return FocusViTModelOutput(
             last_hidden_state=sequence,
             pooler_output=pooled if self.pooler is None else self.pooler(pooled),
-            patch_mean=self._patch_mean(sequence, area if context is None else None),
+            patch_mean=self._patch_mean(sequence, state.weights() if context is None else None),
+            **({} if choice is None else choice.outputs(sequence, state, ends_in_tokens=context is None)),
         )
+
+    def _choice(self, pixel_values: torch.Tensor, num_tokens: int) -> TokenChoice | None:
+        """What chooses the tokens that stay, in this pass; None for a model in which all do."""
+        config = self.config
+        if not hasattr(self, "sparsification"):
+            return None
+        if config.pooling_layer:
+            num_tokens = config.num_regions(*pixel_values.shape[-2:])
+        seeds = None
+        if config.sparsification_relevance == "random":
+            seeds = image_seeds(
+                pixel_values, cast(list[float], config.image_mean), cast(list[float], config.image_std)
+            )
+        return TokenChoice(self.sparsification, num_tokens, seeds)
+
+    def _pool(
+        self, patches: torch.Tensor, superpixel_ids: torch.Tensor | None, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, TokenState]:
+        """Pooling at depth: tokens that stand for patches, `(batch_size, N, hidden_size)`, to those of the regions."""
+        config = self.config
+        height, width = size
+        ids = self.embeddings.tile_map(height, width, patches.device) if superpixel_ids is None else superpixel_ids
+        regions = Regions(ids.to(patches.device), config.num_regions(height, width))
+        shapes = regions.geometry()
+        grid = (height // config.patch_size, width // config.patch_size)
+        weights = self.embeddings.patch_weights(regions, shapes, grid)
+        return pool_units(patches, weights), TokenState(shapes[..., 2], weights.shape[1])
+
+    @staticmethod
+    def _tokens_of(stream: torch.Tensor, context: torch.Tensor | None, count: int) -> torch.Tensor:
+        return stream[:, stream.shape[1] - count :] if context is None else context
+
+    @staticmethod
+    def _with_tokens(
+        stream: torch.Tensor, context: torch.Tensor | None, count: int, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Stream and context with other tokens in the place of the last `count`."""
+        if context is not None:
+            return stream, tokens
+        return torch.cat((stream[:, : stream.shape[1] - count], tokens), dim=1), None
 
     def _patch_mean(self, sequence: torch.Tensor, area: torch.Tensor | None) -> torch.Tensor | None:
         """The mean of the tokens at the end of the sequence by `area`; without it that of all behind the prefix."""
@@ -298,13 +408,10 @@ class FocusViTModel(FocusViTPreTrainedModel):
         return queries, context
 
     @staticmethod
-    def _mask(
-        area_bias: torch.Tensor | None, stream: torch.Tensor, context: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _mask(area_bias: torch.Tensor | None, stream: torch.Tensor, length: int) -> torch.Tensor | None:
         """The bias with zeros for the prefix and the latents, which stand before the tokens in every layer."""
         if area_bias is None:
             return None
-        length = stream.shape[1] + (0 if context is None else context.shape[1])
         mask = nn.functional.pad(area_bias, (length - area_bias.shape[-1], 0))
         return mask.expand(stream.shape[0], -1, stream.shape[1], -1)
 
@@ -334,7 +441,7 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         superpixel_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> FocusViTImageClassifierOutput:
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
@@ -349,11 +456,22 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         logits = self.classifier(features)
         if self.config.classifier_pooling == "cls_dist_mean":
             logits = (logits + self.distillation_classifier(outputs.last_hidden_state[:, 1])) / 2
+        aux_loss = None
+        if outputs.kept_masks is not None:
+            aux_loss = RATIO_WEIGHT * ratio_loss(outputs.kept_masks, self.config.kept_shares)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss = loss if aux_loss is None else loss + aux_loss.to(loss)
+        return FocusViTImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            aux_loss=aux_loss,
+            kept_tokens=outputs.kept_tokens,
+            kept_masks=outputs.kept_masks,
+            token_states=outputs.token_states,
         )
 
 
