@@ -412,12 +412,17 @@ def test_descriptors_are_averaged_over_the_window(tiny_model, pixels):
     torch.testing.assert_close(used[1], (told[0].gather(1, index) + told[1].gather(1, index) + told[2]) / 3)
 
 
-# One graph.
+# One graph. Dense patches, whose graph is short: superpixels in a graph have tests of their own.
 
 
-@pytest.mark.parametrize("variant", [FEW[1], FEW[2], FEW[6]])
-def test_one_graph_gives_the_same_tokens(tiny_model, pixels, variant):
-    model = tiny_model(**variant, **DENSE)
+def in_graph(tiny_model, relevance, mode):
+    more = {"sparsification_layers": [1, 2], **DENSE}
+    return tiny_model(**{**options(relevance, mode, [FULL, LATENT, FULL]), **more})
+
+
+@pytest.mark.parametrize("way", [("attention", "fuse"), ("learned", "drop")], ids="-".join)
+def test_one_graph_gives_the_same_tokens(tiny_model, pixels, way):
+    model = in_graph(tiny_model, *way)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     found, expected = run(compiled, pixels), run(model, pixels)
@@ -427,7 +432,7 @@ def test_one_graph_gives_the_same_tokens(tiny_model, pixels, variant):
 
 
 def test_one_graph_from_pixels_to_the_loss_of_a_learned_choice(tiny_model, pixels, monkeypatch):
-    model = tiny_model(**options("learned", "fuse", STACKS["mixed"]), **DENSE).train()
+    model = in_graph(tiny_model, "learned", "fuse").train()
     monkeypatch.setattr(torch, "rand_like", lambda values, **kwargs: torch.full_like(values, 0.5, **kwargs))
     model(pixels, labels=torch.arange(4)).loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -466,11 +471,11 @@ class Answers(torch.nn.Module):
         return outputs.logits, *outputs.kept_tokens
 
 
-@pytest.mark.parametrize("variant", [FEW[0], FEW[2], FEW[6]])
-def test_exported_graphs_keep_the_same_tokens(tiny_model, pixels, tmp_path, variant):
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", [("attention", "merge"), ("learned", "fuse"), ("random", "drop")], ids="-".join)
+def test_exported_graphs_keep_the_same_tokens(tiny_model, pixels, tmp_path, way):
     onnxruntime = pytest.importorskip("onnxruntime")
-    # Dense patches, whose graph is short: superpixels in a graph have tests of their own.
-    model = Answers(tiny_model(**variant, **DENSE)).eval()
+    model = Answers(in_graph(tiny_model, *way)).eval()
     program = torch.export.export(model, (pixels[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.onnx.export(program, (), tmp_path / "model.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
