@@ -92,11 +92,12 @@ def test_a_mangled_result_is_refused_in_one_line_or_does_no_harm(wrong, result, 
     ("change", "message"),
     [
         (lambda result: result["rows"][2].update(median_ms=0), r"got rows\[2\]\.median_ms = 0\.$"),
+        (lambda result: result["rows"][2].update(median_ms=1e-320), r"got rows\[2\]\.median_ms = 1e-320\.$"),
         (lambda result: result["costs"][0]["stages"][0].pop("stage"), r"got costs\[0\]\.stages\[0\] without stage\.$"),
         (lambda result: result.update(memory=None), r"got memory = None in the place of a list\.$"),
         (lambda result: result["environment"].update(processor=[7]), r"got environment\.processor = \[7\]\.$"),
     ],
-    ids=["row", "stage", "list", "environment"],
+    ids=["row", "tiny", "stage", "list", "environment"],
 )
 def test_the_reason_names_the_field(change, message, result, tmp_path):
     change(result)

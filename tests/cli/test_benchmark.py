@@ -178,7 +178,18 @@ def test_what_cannot_be_written_is_found_first(option, never_measured, tmp_path,
 
 
 def test_a_folder_is_no_file_to_write(never_measured, tmp_path, capsys):
-    assert "expected a file for --out" in fails(capsys, "--out", tmp_path)
+    assert "expected a file to write to, got the folder" in fails(capsys, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--read", "--compare"])
+def test_an_earlier_result_that_is_read_is_not_replaced(option, never_measured, tmp_path, capsys):
+    path, link = tmp_path / "old.json", tmp_path / "link.json"
+    path.write_text(json.dumps(benchmark_result()))
+    link.symlink_to(path)
+    before = path.read_text()
+    for out in (path, link):
+        assert f"none of the inputs, got {out}" in fails(capsys, option, path, "--out", out)
+    assert path.read_text() == before
 
 
 def test_without_matplotlib_nothing_is_measured(never_measured, tmp_path, capsys, monkeypatch):

@@ -187,6 +187,17 @@ def test_an_image_that_the_model_refuses_is_named_among_its_batch(checkpoint, tm
     assert str(paths[0]) in captured.out and str(paths[2]) in captured.out
 
 
+def test_options_that_no_image_can_be_prepared_with_are_one_line(checkpoint, images, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("unhashable type: 'dict'")
+
+    monkeypatch.setattr(FocusViTImageProcessor, "preprocess", broken)
+    for command in ("classify", "visualize"):
+        assert run(command, images[0], "--model", checkpoint) == 1
+        error = capsys.readouterr().err
+        assert error == f"focusvit: error: {images[0]}: TypeError: unhashable type: 'dict'\n"
+
+
 @pytest.mark.parametrize("command", ["classify", "visualize"])
 def test_out_may_not_be_an_image_that_is_read(command, saved, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli_images, "load_checkpoint", lambda *args: pytest.fail("loaded before it was checked"))
@@ -263,6 +274,12 @@ def with_another_shape(folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def with_nan(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.bias"][1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def as_a_pickle(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -309,6 +326,7 @@ def removed(folder):
         (without_a_tensor, "classifier.bias is missing"),
         (with_a_foreign_tensor, "foreign is not of this model"),
         (with_another_shape, "classifier.bias has shape (3,) instead of (5,)"),
+        (with_nan, "expected finite weights, got NaN or infinity in classifier.bias"),
         (as_a_pickle, "got a pickle (pytorch_model.bin)"),
         (damaged, "expected a FocusViT checkpoint in safetensors"),
         (without_weights, "model.safetensors"),

@@ -1,6 +1,5 @@
 """The dictionary that a benchmark writes as JSON: read back and checked, and its records found by their setting."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ..utils.files import read_json
 # (mode, resolution, batch size)
 SettingKey = tuple[str, int, int]
 _Check = Callable[[Any], bool]
+_SMALLEST, _LARGEST = 1e-9, 1e15
 
 
 def _is_text(value: Any) -> bool:
@@ -26,7 +26,9 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Of numbers beyond these, which nobody measured, the ratios would be infinite.
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and (value == 0 or _SMALLEST <= abs(value) <= _LARGEST)
 
 
 def _is_time(value: Any) -> bool:

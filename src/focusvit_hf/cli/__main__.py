@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _quiet_library() -> Iterator[None]:
     """Without the progress bars and warnings of Transformers, which would stand between the lines of an answer."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    # Errors too: what went wrong is said once, in one line.
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield

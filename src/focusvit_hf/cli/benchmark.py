@@ -13,7 +13,7 @@ from ..benchmark.report import compare, describe_failure, report
 from ..benchmark.result import read_result
 from ..benchmark.run import MODES, Plan, Setting, measure
 from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
-from ..utils.files import check_folder, write_json
+from ..utils.files import check_file, check_folder, write_json
 from .arguments import count, device
 
 
@@ -114,9 +114,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
             raise ValueError(str(error)) from error
         check_folder(arguments.plots)
     if arguments.out is not None:
-        if arguments.out.is_dir():
-            raise ValueError(f"expected a file for --out, got the folder {arguments.out}")
-        check_folder(arguments.out.parent)
+        check_file(arguments.out, [path for path in (arguments.read, arguments.compare) if path is not None])
     if arguments.read is not None:
         result = read_result(arguments.read)
     else:

@@ -18,7 +18,7 @@ from ..images import decode_image, naming_image
 from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json, write_whole
-from ..utils.messages import one_line, printable
+from ..utils.messages import one_line, printable, told_of
 from .arguments import checkpoint_arguments, count
 
 
@@ -108,13 +108,15 @@ def predictions(
     """What the model says about each image, in batches; an image that it refuses is kept in `failures`."""
     while batch := [pair for _, pair in zip(range(batch_size), images, strict=False)]:
         try:
-            found = predict(model, image_processor, [image for _, image in batch])
+            # Of options that no image can be prepared with, the libraries raise whatever they stumble over.
+            with told_of(str(batch[0][0])):
+                found = predict(model, image_processor, [image for _, image in batch])
         except ValueError as error:
             if len(batch) > 1:
                 # One by one, to find out which of them it was.
                 yield from predictions(model, image_processor, iter(batch), 1, failures)
             else:
-                failures.add(batch[0][0], ValueError(f"{batch[0][0]}: {error}"))
+                failures.add(batch[0][0], error)
         else:
             yield from zip([path for path, _ in batch], found, strict=True)
 
@@ -184,9 +186,10 @@ def visualize(arguments: argparse.Namespace) -> int:
     failures, rows, titles = Failures(), [], []
     for path, image in opened(paths, failures):
         try:
-            explanation = explain(model, image_processor, image)
+            with told_of(str(path)):
+                explanation = explain(model, image_processor, image)
         except ValueError as error:
-            failures.add(path, ValueError(f"{path}: {error}"))
+            failures.add(path, error)
             continue
         if as_file:
             rows.append(explanation)
