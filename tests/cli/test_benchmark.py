@@ -181,6 +181,14 @@ def test_a_folder_is_no_file_to_write(never_measured, tmp_path, capsys):
     assert "expected a file to write to, got the folder" in fails(capsys, "--out", tmp_path)
 
 
+def test_names_of_a_result_reach_the_terminal_as_text(tmp_path, capsys):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(benchmark_result(odd=2.0)).replace("odd", "odd\\u001b[2J"))
+    assert run("--read", path, "--compare", path) == 0
+    printed = capsys.readouterr().out
+    assert "odd\\x1b[2J" in printed and "\x1b" not in printed and printed.count("\n") > 10
+
+
 @pytest.mark.parametrize("option", ["--read", "--compare"])
 def test_an_earlier_result_that_is_read_is_not_replaced(option, never_measured, tmp_path, capsys):
     path, link = tmp_path / "old.json", tmp_path / "link.json"

@@ -198,6 +198,18 @@ def test_options_that_no_image_can_be_prepared_with_are_one_line(checkpoint, ima
         assert error == f"focusvit: error: {images[0]}: TypeError: unhashable type: 'dict'\n"
 
 
+def test_what_was_classified_before_an_interruption_is_kept(saved, images, tmp_path, capsys, monkeypatch):
+    def stops_at_the_second(path, index=0):
+        if index:
+            raise KeyboardInterrupt
+        return open_image(path)
+
+    monkeypatch.setattr(cli_images, "open_image", stops_at_the_second)
+    assert run("classify", *images, "--model", saved, "--out", tmp_path / "o.json") == 130
+    assert capsys.readouterr().err == "focusvit: stopped\n"
+    assert [item["image"] for item in json.loads((tmp_path / "o.json").read_text())["images"]] == [str(images[0])]
+
+
 @pytest.mark.parametrize("command", ["classify", "visualize"])
 def test_out_may_not_be_an_image_that_is_read(command, saved, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli_images, "load_checkpoint", lambda *args: pytest.fail("loaded before it was checked"))

@@ -167,7 +167,12 @@ def outcome(work: Callable[[], int]) -> Outcome:
     if status == 0:
         verdict = "not finite" if _NOT_A_NUMBER.search(out.getvalue()) else "taken"
         return Outcome(verdict, seconds, out.getvalue())
-    if len(lines) != 1 or len(lines[0].split(":", 2)[2].split()) < 3 or not lines[0].isprintable():
+    if (
+        len(lines) != 1
+        or len(err.getvalue().splitlines()) != 1
+        or len(lines[0].split(":", 2)[2].split()) < 3
+        or not lines[0].isprintable()
+    ):
         return Outcome("no clear line", seconds, err.getvalue())
     return Outcome("refused", seconds, lines[0])
 

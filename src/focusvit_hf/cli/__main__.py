@@ -19,7 +19,8 @@ from .push import add_push_command
 from .train import add_train_command
 
 
-_FAILED = 2
+# Of a shell, a process that was stopped from the keyboard ends with 128 and the number of the signal.
+_FAILED, _STOPPED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (sequence of `str`, *optional*): The arguments, by default those of the process.
 
     Returns:
-        `int`: 0; 1 where some of several images could not be used; 2 after an error. Errors are printed to stderr, in
-        one line each. No output is left half-written.
+        `int`: 0; 1 where some of several images could not be used; 2 after an error; 130 when it was stopped from the
+        keyboard. Errors are printed to stderr, in one line each. No output is left half-written.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"focusvit: error: {one_line(error)}", file=sys.stderr)
         return _FAILED
+    except KeyboardInterrupt:
+        print("focusvit: stopped", file=sys.stderr)
+        return _STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from ..benchmark.result import read_result
 from ..benchmark.run import MODES, Plan, Setting, measure
 from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
 from ..utils.files import check_file, check_folder, write_json
+from ..utils.messages import printable_lines
 from .arguments import count, device
 
 
@@ -131,11 +132,11 @@ def benchmark(arguments: argparse.Namespace) -> None:
         if arguments.plots is not None:
             written += draw_plots(result, arguments.plots)
     finally:
-        print(report(result))
+        print(printable_lines(report(result)))
         for number, path in enumerate(written):
-            print(f"wrote {path}" if number else f"\nwrote {path}")
+            print(printable_lines(f"wrote {path}" if number else f"\nwrote {path}"))
     if old is not None:
-        print(f"\n{compare(result, old)}")
+        print(f"\n{printable_lines(compare(result, old))}")
     if result["failures"] and arguments.read is None:
         first, *others = map(describe_failure, result["failures"])
         raise ValueError(f"could not measure {first}{f'; and {len(others)} more' if others else ''}")

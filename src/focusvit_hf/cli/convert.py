@@ -6,6 +6,7 @@ from typing import Any
 
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
+from ..utils.messages import printable_lines
 from .arguments import count
 
 
@@ -60,5 +61,5 @@ def convert(arguments: argparse.Namespace) -> None:
             raise ValueError(f"expected --latent-layers up to the source's {layers}, got {arguments.latent_layers}")
         full = layers - arguments.latent_layers
         overrides["layer_types"] = ["full_attention"] * full + ["latent_attention"] * arguments.latent_layers
-    print(convert_to_folder(arguments.source, arguments.target, **overrides))
-    print(f"\nwrote {arguments.target}")
+    report = convert_to_folder(arguments.source, arguments.target, **overrides)
+    print(printable_lines(f"{report}\n\nwrote {arguments.target}"))

@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +73,9 @@ def open_image(path: Path, index: int = 0) -> Image.Image:
     Raises:
         ValueError: when it cannot be read, has no pixels or too many to be decoded safely; the file is named.
     """
-    with naming_image(index):
+    with naming_image(index), warnings.catch_warnings():
+        # Decoders warn of what they can do without; a file that cannot be used is an error.
+        warnings.simplefilter("ignore")
         return cast(Image.Image, decode_image(path))
 
 

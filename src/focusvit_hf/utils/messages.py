@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
+def printable_lines(text: str) -> str:
+    """[`printable`] of a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 @contextmanager
 def told_of(place: str) -> Iterator[None]:
     """
