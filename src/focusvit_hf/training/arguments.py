@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -74,6 +75,9 @@ class DataTrainingArguments:
     decode_once: bool = field(
         default=False,
         metadata={"help": "Decode every picture once, into the cache of `datasets`."},
+    )
+    skip_broken_images: bool = field(
+        default=False, metadata={"help": "Decode all images first, and leave out those that cannot be decoded."}
     )
     augmentation: dict | str | None = field(
         default=None, metadata={"help": "Options of `AugmentationConfig`, as JSON; none by default."}
@@ -166,7 +170,38 @@ def parse_arguments(
             raise ValueError(f"expected names of arguments in the recipe, got {unknown}")
         parser.set_defaults(**recipe)
     model_args, data_args, training_args = cast(tuple[Any, Any, Any], parser.parse_args_into_dataclasses(argv))
+    for arguments in (data_args, training_args):
+        check_numbers(arguments)
+    if training_args.do_train and training_args.max_steps <= 0 and not training_args.num_train_epochs > 0:
+        raise ValueError(
+            "expected --num_train_epochs above 0 or --max_steps of at least 1 to train, got "
+            f"{training_args.num_train_epochs:g} and {training_args.max_steps}"
+        )
     return model_args, data_args, training_args
+
+
+# The least that makes sense, and whether it is itself allowed.
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, True)),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_train_samples", "max_eval_samples"), (1, True)),
+    **dict.fromkeys(("save_total_limit", "shuffle_buffer_size"), (1, True)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (0, False)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, True)),
+    **dict.fromkeys(("dataloader_num_workers", "train_val_split", "label_smoothing_factor"), (0, True)),
+}
+_BELOW_ONE = ("train_val_split", "label_smoothing_factor")
+
+
+def check_numbers(arguments: DataTrainingArguments | TrainingArguments) -> None:
+    """ValueError for numbers that no run can be meant with, where they would fail late or train nothing."""
+    for name, (least, included) in _LEAST.items():
+        value = getattr(arguments, name, None)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < least or (value == least and not included):
+            raise ValueError(f"expected --{name} {'of at least' if included else 'above'} {least}, got {value}")
+        if name in _BELOW_ONE and value >= 1:
+            raise ValueError(f"expected --{name} below 1, got {value}")
 
 
 def json_object(name: str, value: dict | str | None) -> dict[str, Any]:

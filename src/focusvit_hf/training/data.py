@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Image, IterableDataset
+from datasets import Image, IterableDataset
 from PIL import Image as PILImage
+from transformers.utils import logging
 
-from ..images import from_pil
+from ..images import decode_image
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments
+from .folders import image_patterns, require_files
+from .labels import encoded, require_trained_classes
 
+
+logger = logging.get_logger(__name__)
 
 PICTURE_BYTES = "picture_bytes"
 PICTURE_SHAPE = "picture_shape"
 
 
-def load_pictures(data_args: DataTrainingArguments, model_args: ModelArguments, seed: int) -> dict[str, Any]:
+def load_pictures(
+    data_args: DataTrainingArguments, model_args: ModelArguments, seed: int, training: bool = False
+) -> dict[str, Any]:
     """
     Loads and checks the data.
+
+    Args:
+        training (`bool`, *optional*, defaults to `False`): Whether a model is trained on it, so that every class that
+            occurs has to occur among the images to train on.
 
     Returns:
         `dict`: `"train"` and, as far as there are any, `"validation"` and `"test"`, each a `datasets.Dataset` or, when
@@ -32,6 +44,8 @@ def load_pictures(data_args: DataTrainingArguments, model_args: ModelArguments, 
         ValueError: If there are no pictures, a column is missing, or a label is outside the classes.
     """
     sources = [data_args.dataset_name, data_args.data_dir, data_args.train_dir or data_args.validation_dir]
+    if data_args.skip_broken_images and data_args.streaming:
+        raise ValueError("expected no --skip_broken_images with --streaming, got both")
     if sum(source is not None for source in sources) != 1:
         raise ValueError("expected one of --dataset_name, --data_dir, --train_dir with --validation_dir")
     try:
@@ -41,9 +55,9 @@ def load_pictures(data_args: DataTrainingArguments, model_args: ModelArguments, 
         raise ValueError(f"expected pictures and labels that `datasets` can load in {source}, got: {error}") from error
     splits = {("validation" if name in ("val", "valid", "dev") else name): split for name, split in splits.items()}
     pictures = {name: checked(split, name, data_args) for name, split in splits.items()}
-    names = {tuple(class_names(split, data_args)) for split in pictures.values()}
-    if len(names) > 1:
-        raise ValueError(f"expected the same classes in all splits, got {sorted(names)}")
+    pictures = encoded(pictures, data_args.label_column_name)
+    if training:
+        require_trained_classes(pictures, data_args.label_column_name)
     share = data_args.train_val_split
     if "validation" not in pictures and share and "train" in pictures:
         if data_args.streaming:
@@ -58,25 +72,22 @@ def load_splits(data_args: DataTrainingArguments, model_args: ModelArguments) ->
     options: dict[str, Any] = {"cache_dir": model_args.cache_dir, "streaming": data_args.streaming}
     if data_args.data_dir is not None:
         require_files(data_args.data_dir, "*.parquet")
-        return datasets.load_dataset("parquet", data_dir=data_args.data_dir, **options)
+        return datasets.load_dataset("parquet", data_dir=glob.escape(data_args.data_dir), **options)
     if data_args.dataset_name is not None:
         return datasets.load_dataset(
             data_args.dataset_name, data_args.dataset_config_name, token=model_args.token, **options
         )
-    files = {}
+    files, named = {}, True
     for name, folder in (("train", data_args.train_dir), ("validation", data_args.validation_dir)):
         if folder is not None:
-            require_files(folder, "*")
-            files[name] = str(Path(folder) / "**")
+            files[name], by_folder = image_patterns(folder)
+            named = named and by_folder
+    if named:
+        classes = sorted({Path(pattern).parent.name for patterns in files.values() for pattern in patterns})
+        if len(classes) < 2:
+            raise ValueError(f"expected a folder for each of two classes or more, got one of {classes[0]!r} alone")
+        options["drop_labels"] = False
     return datasets.load_dataset("imagefolder", data_files=files, **options)
-
-
-def require_files(folder: str, pattern: str) -> None:
-    """ValueError unless there is a file like `pattern` below `folder`."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"expected a folder, got {folder}")
-    if not any(path.is_file() for path in Path(folder).rglob(pattern)):
-        raise ValueError(f"expected files {pattern} in {folder}, got none")
 
 
 def require_a_batch(rows: Any, batch_size: int, args: TrainingArguments) -> None:
@@ -93,35 +104,61 @@ def class_names(split: Any, data_args: DataTrainingArguments) -> list[str]:
 
 
 def checked(split: Any, name: str, data_args: DataTrainingArguments) -> Any:
-    """The picture and label columns of a split, the labels as `ClassLabel`; ValueError where they are not fit."""
+    """The image and label columns of a split; ValueError where one is missing, and where a row has no image."""
     image, label = data_args.image_column_name, data_args.label_column_name
     features = split.features
     if features is None:
         raise ValueError(f"expected a split {name!r} with known columns, got a stream without")
     for column in (image, label):
         if column not in features:
-            raise ValueError(f"expected a column {column!r} in the split {name!r}, got {sorted(features)}")
+            raise ValueError(
+                f"expected a column {column!r} in the split {name!r}, got {sorted(features)}; "
+                "--image_column_name and --label_column_name name others"
+            )
     split = split.select_columns([image, label])
-    if not isinstance(features[image], Image):
-        split = split.cast_column(image, Image())
     if isinstance(split, IterableDataset):
-        if not isinstance(features[label], ClassLabel):
-            raise ValueError(f"expected ClassLabel labels with --streaming, got {features[label]}")
-        return split
+        return split.cast_column(image, Image())
     if len(split) == 0:
-        raise ValueError(f"expected pictures in the split {name!r}, got none")
-    if not isinstance(features[label], ClassLabel):
-        split = split.class_encode_column(label)
-    labels = split.select_columns([label]).with_format("numpy")[:][label]
-    classes = split.features[label].num_classes
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"expected labels in 0..{classes - 1} in the split {name!r}, got {labels[row]} in row {row}"
-            f" ({len(wrong)} such rows)"
-        )
-    return split
+        raise ValueError(f"expected images in the split {name!r}, got none")
+    # Not decoded before a row is read, so that what cannot be decoded is known by its row and file.
+    split = split.cast_column(image, Image(decode=False))
+    require_images(split, name, image)
+    return skip_broken(split, name, image) if data_args.skip_broken_images else split
+
+
+def require_images(split: datasets.Dataset, name: str, column: str) -> None:
+    """ValueError where a row has no image, neither as bytes nor as a path."""
+    first = 0
+    for table in split.select_columns([column]).with_format("arrow").iter(1000):
+        images = table[column].combine_chunks()
+        # A null has null fields too.
+        empty = [images.field(part).is_null().to_numpy(zero_copy_only=False) for part in ("bytes", "path")]
+        missing = np.flatnonzero((empty[0] & empty[1]) | images.is_null().to_numpy(zero_copy_only=False))
+        if len(missing):
+            raise ValueError(
+                f"expected an image in every row of the split {name!r}, got none in row {first + int(missing[0])}"
+            )
+        first += len(images)
+
+
+def skip_broken(split: datasets.Dataset, name: str, column: str) -> datasets.Dataset:
+    """The rows of a split whose image can be decoded; how many are left out is logged."""
+    kept = split.filter(can_be_decoded, input_columns=[column], desc="Decoding images")
+    if len(kept) < len(split):
+        logger.warning(f"{len(split) - len(kept)} of {len(split)} images of the split {name!r} are skipped.")
+    if len(kept) == 0:
+        raise ValueError(f"expected images that can be decoded in the split {name!r}, got none")
+    return kept
+
+
+def can_be_decoded(image: Any) -> bool:
+    """Whether an image is one; what is wrong with it is logged."""
+    try:
+        decode_image(image)
+    except ValueError as error:
+        logger.warning(f"An image cannot be decoded: {error}")
+        return False
+    return True
 
 
 def limited(split: Any, name: str, data_args: DataTrainingArguments, seed: int) -> Any:
@@ -136,7 +173,7 @@ def limited(split: Any, name: str, data_args: DataTrainingArguments, seed: int) 
 
 
 def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> datasets.Dataset:
-    """The pictures of a split as raw RGB bytes with their shapes, in the cache of `datasets`."""
+    """The images of a split as raw RGB bytes with their shapes, in the cache of `datasets`."""
     image, label = data_args.image_column_name, data_args.label_column_name
     features = datasets.Features(
         {
@@ -147,22 +184,29 @@ def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> dataset
     )
     return split.map(
         decoded_row,
+        with_indices=True,
         fn_kwargs={"image": image, "label": label},
         features=features,
         remove_columns=[image],
-        desc="Decoding pictures",
+        desc="Decoding images",
     )
 
 
-def decoded_row(row: Mapping[str, Any], image: str, label: str) -> dict[str, Any]:
-    """One row with the picture as bytes of (height, width, 3) uint8."""
-    picture = decoded(row[image])
+def decoded_row(row: Mapping[str, Any], index: int, image: str, label: str) -> dict[str, Any]:
+    """One row with the image as bytes of (height, width, 3) uint8."""
+    picture = decoded(row[image], index)
     return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width], label: row[label]}
 
 
-def decoded(image: PILImage.Image) -> PILImage.Image:
-    """An image as the training scripts see it: 8-bit RGB, transparency laid over white, 16-bit levels scaled."""
-    return from_pil(image, do_convert_rgb=True)
+def decoded(image: Any, index: int) -> PILImage.Image:
+    """An image of row `index` as every part of the package decodes it; ValueError names row and file."""
+    try:
+        return cast(PILImage.Image, decode_image(image))
+    except ValueError as error:
+        raise ValueError(
+            f"expected an image that can be decoded in row {index}, got {error}; --skip_broken_images leaves such "
+            "images out"
+        ) from error
 
 
 class PictureDataset(torch.utils.data.Dataset):
@@ -170,12 +214,14 @@ class PictureDataset(torch.utils.data.Dataset):
     The rows of a split as the collator takes them, each with its number as `"index"`.
 
     Args:
-        split (`datasets.Dataset`): With a picture column, or the columns [`decode`] makes.
-        image_column (`str`): Name of the picture's key in the rows.
+        split (`datasets.Dataset`): With a column of images, or the columns [`decode`] makes.
+        image_column (`str`): Name of the image's key in the rows.
     """
 
     def __init__(self, split: datasets.Dataset, image_column: str):
         self.split = split
+        if image_column in split.features:
+            self.split = split.cast_column(image_column, Image(decode=False))
         self.image_column = image_column
 
     def __len__(self) -> int:
@@ -185,15 +231,15 @@ class PictureDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        try:
-            columns = self.split[indices]
-        except (OSError, SyntaxError, PILImage.DecompressionBombError) as error:
-            raise ValueError(f"expected pictures that can be decoded in rows {indices}, got: {error}") from error
+        columns = self.split[indices]
         if PICTURE_BYTES in columns:
-            columns[self.image_column] = [
+            images: list[Any] = [
                 np.frombuffer(data, np.uint8).reshape(*shape, 3)
                 for data, shape in zip(columns.pop(PICTURE_BYTES), columns.pop(PICTURE_SHAPE), strict=True)
             ]
+        else:
+            images = [decoded(*pair) for pair in zip(columns[self.image_column], indices, strict=True)]
+        columns[self.image_column] = images
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [{**row, "index": index} for row, index in zip(rows, indices, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ def load_model(
     classes = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     source = str(model_args.model_name_or_path or model_args.config_name)
     overrides = json_object("--config_overrides", model_args.config_overrides)
+    require_fields(overrides)
     if model_args.preset is not None:
         config = FocusViTConfig.from_preset(model_args.preset, **overrides, **classes)
     else:
@@ -70,6 +72,24 @@ def load_model(
         processor = FocusViTImageProcessor.from_model_config(config)
     processor.validate_against_config(config)
     return model, processor
+
+
+def checkpoint_classes(model_args: ModelArguments) -> list[str] | None:
+    """The classes of the checkpoint that a run begins with, in their order; None where it names none."""
+    if model_args.model_name_or_path is None:
+        return None
+    hub = {name: getattr(model_args, name) for name in ("cache_dir", "token", "trust_remote_code")}
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision, **hub)
+    names = [config.id2label[number] for number in sorted(config.id2label or {})]
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def require_fields(overrides: Mapping[str, Any]) -> None:
+    """ValueError for what is no field of a configuration, and for the classes, which are those of the data."""
+    known = {item.name for item in fields(FocusViTConfig)} - {"id2label", "label2id"} | {"attn_implementation"}
+    unknown = sorted(overrides.keys() - known)
+    if unknown:
+        raise ValueError(f"expected fields of a configuration in --config_overrides, got {unknown}")
 
 
 def adapted(

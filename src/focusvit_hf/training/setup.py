@@ -21,7 +21,8 @@ from .data import as_rows, class_names, load_pictures
 from .data_collator import FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
 from .elastic import ElasticSuperpixels
-from .model import load_model, refuse_other_configuration
+from .labels import fitted_to_checkpoint
+from .model import checkpoint_classes, load_model, refuse_other_configuration
 from .teaching import make_distillation
 
 
@@ -70,7 +71,7 @@ def set_up(
     transformers.utils.logging.set_verbosity(level)
     datasets.utils.logging.set_verbosity(level)
     with args.main_process_first(desc="loading the data"):
-        splits = load_pictures(data_args, model_args, args.seed)
+        splits = load_pictures(data_args, model_args, args.seed, args.do_train)
     if args.do_train and "train" not in splits:
         raise ValueError(f"expected a split 'train', got {sorted(splits)}")
     if args.do_train and data_args.streaming and args.max_steps <= 0:
@@ -88,6 +89,8 @@ def set_up(
         enable_full_determinism(args.seed)
     else:
         set_seed(args.seed)
+    image, label = data_args.image_column_name, data_args.label_column_name
+    splits = fitted_to_checkpoint(splits, label, checkpoint_classes(model_args), args.do_train)
     names = class_names(next(iter(splits.values())), data_args)
     model, processor = load_model(model_args, names)
     refuse_other_configuration(checkpoint, model.config)
@@ -98,7 +101,6 @@ def set_up(
     with args.main_process_first(desc="decoding the pictures"):
         train_rows = as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None
         eval_rows = as_rows(splits[evaluation], data_args) if evaluating and evaluation else None
-    image, label = data_args.image_column_name, data_args.label_column_name
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}
     elastic, train_processor = None, processor
     if args.train_num_superpixels:

@@ -115,5 +115,5 @@ def digest(split: Any, data_args: DataTrainingArguments) -> str:
     image, label = data_args.image_column_name, data_args.label_column_name
     found = hashlib.sha256(np.asarray(split[label], dtype=np.int64).tobytes())
     for index in np.unique(np.linspace(0, len(split) - 1, _IMAGES_READ).astype(int)).tolist():
-        found.update(np.asarray(decoded(split[index][image])).tobytes())
+        found.update(np.asarray(decoded(split[index][image], index)).tobytes())
     return found.hexdigest()

@@ -1,0 +1,64 @@
+"""Arguments that no run can be meant with are refused before anything is loaded."""
+
+import pytest
+
+from focusvit_hf.training.arguments import ModelArguments, parse_arguments
+from focusvit_hf.training.model import load_model
+from focusvit_hf.training.output_folder import prepare_output_dir
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("num_train_epochs", "-1", r"--num_train_epochs above 0 or --max_steps of at least 1 to train, got -1 and -1"),
+        ("num_train_epochs", "0", "got 0 and -1"),
+        ("num_train_epochs", "nan", "got nan and -1"),
+        ("gradient_accumulation_steps", "0", "--gradient_accumulation_steps of at least 1, got 0"),
+        ("per_device_train_batch_size", "0", "--per_device_train_batch_size of at least 1, got 0"),
+        ("per_device_eval_batch_size", "-2", "--per_device_eval_batch_size of at least 1, got -2"),
+        ("learning_rate", "-0.001", "--learning_rate of at least 0, got -0.001"),
+        ("learning_rate", "inf", "--learning_rate of at least 0, got inf"),
+        ("max_train_samples", "0", "--max_train_samples of at least 1, got 0"),
+        ("train_val_split", "1.5", "--train_val_split below 1, got 1.5"),
+        ("label_smoothing_factor", "-0.1", "--label_smoothing_factor of at least 0, got -0.1"),
+        ("save_total_limit", "0", "--save_total_limit of at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path, flag, value, message):
+    command = ["--output_dir", str(tmp_path), "--use_cpu", "--do_train", f"--{flag}", value]
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(command)
+
+
+def test_fields_that_a_configuration_does_not_have():
+    for overrides, unknown in (
+        ('{"foo_bar": 1}', "foo_bar"),
+        ({"num_latents": 4, "from_preset": 1}, "from_preset"),
+        ({"id2label": {}, "num_labels": 3}, "id2label', 'num_labels"),
+    ):
+        arguments = ModelArguments(preset="focusvit-nano", config_overrides=overrides)
+        with pytest.raises(
+            ValueError, match=rf"expected fields of a configuration in --config_overrides, got \['{unknown}"
+        ):
+            load_model(arguments, ["a", "b"])
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "below/file/run"])
+def test_an_output_folder_that_cannot_be_written_is_known_at_once(tmp_path, place):
+    (tmp_path / "below").mkdir()
+    for file in (tmp_path / "file", tmp_path / "below" / "file"):
+        file.write_text("in the way")
+    _, _, args = parse_arguments(["--output_dir", str(tmp_path / place), "--use_cpu", "--do_train"])
+    with pytest.raises(ValueError, match=r"expected a folder to write to as --output_dir, got .*file"):
+        prepare_output_dir(args)
+
+
+def test_an_output_folder_that_is_read_only_is_known_at_once(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    _, _, args = parse_arguments(["--output_dir", str(tmp_path / "new"), "--use_cpu", "--do_train"])
+    with pytest.raises(ValueError, match=r"expected a folder to write to .*Permission denied"):
+        prepare_output_dir(args)
+    assert not (tmp_path / "new").exists()
