@@ -161,12 +161,15 @@ def test_two_writers_of_a_folder_that_is_there_take_turns(tmp_path):
         (b"\xff\xfe{}", "expected JSON in .*config.json, got"),
         (b"[" * 200_000, "expected JSON in .*config.json, got"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "expected JSON in .*config.json, got"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "expected JSON of at most 100 levels in .*config.json, got more"),
         (b"null", "expected a JSON object in .*config.json, got NoneType"),
         (b"[1]", "expected a JSON object in .*config.json, got list"),
     ],
-    ids=["half", "empty", "no-utf8", "deep", "long-number", "null", "list"],
+    ids=["half", "empty", "no-utf8", "deep", "long-number", "nested", "null", "list"],
 )
 def test_json_that_cannot_be_read_names_the_file_and_the_reason(content, message, tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a":' * 100 + b"1" + b"}" * 100)
+    assert len(read_json(tmp_path / "config.json")) == 1
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "config.json")

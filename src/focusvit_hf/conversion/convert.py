@@ -18,6 +18,7 @@ from ..errors import joined
 from ..images import fixed_size
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..positions import FocusViTLearnedPosition
+from ..utils.messages import told_of
 from .loading import load_source
 from .processor import load_image_processor, processor_settings
 from .sources import POSITION_TABLE, Source, source_of_model
@@ -144,9 +145,11 @@ def convert_vit_checkpoint(
         source = source_of_model(model, config_overrides)
         source.dropped |= spare
         processor = load_image_processor(model_or_name)
-        options = {} if processor is None else processor_settings(processor)
+        with told_of(f"the image processor in {model_or_name}"):
+            options = {} if processor is None else processor_settings(processor)
+            size = fixed_size(options)
         source.settings |= {name: options[name] for name in ("image_mean", "image_std") if name in options}
-        return _convert(source, config_overrides, fixed_size(options))
+        return _convert(source, config_overrides, size)
     if isinstance(model_or_name, PreTrainedModel):
         return _convert(source_of_model(model_or_name, config_overrides), config_overrides)
     if isinstance(model_or_name, Mapping):

@@ -7,6 +7,7 @@ from ..hub.model_card import model_card
 from ..hub.training_record import TrainingRecord
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..utils.files import new_folder, write_whole
+from ..utils.messages import told_of
 from .convert import ConversionReport, convert_vit_checkpoint
 from .loading import licence_of
 from .processor import convert_image_processor, load_image_processor
@@ -39,7 +40,8 @@ def convert_to_folder(source: str | Path, target: str | Path, **config_overrides
                 "image processor: the source has none; this one has the image_size, mean and std of its kind"
             )
         else:
-            processor = convert_image_processor(found, model.config)
+            with told_of(f"the image processor in {source}"):
+                processor = convert_image_processor(found, model.config)
         known = licence_of(source)
         if "license" not in known:
             report.notes.append("licence: none is known from the source; look it up before you share the model")

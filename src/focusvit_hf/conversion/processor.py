@@ -10,8 +10,10 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..hub.loading import find_file, read_settings
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import fixed_size
+from ..utils.messages import told_of
 
 
 _SAME_OPTIONS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb")
@@ -48,12 +50,17 @@ def load_image_processor(
     Raises:
         ValueError: when there is one that cannot be read, and when it is not known whether there is one.
     """
-    try:
-        return kind.from_pretrained(str(name), trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        if _has_none(name, options.get("cache_dir"), options.get("revision")):
-            return None
-        raise ValueError(f"Expected an image processor in {name}, got: {error}") from error
+    with told_of(f"expected an image processor in {name}"):
+        # A file that cannot be one is told apart from one that is not there.
+        for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if Path(name).is_dir() else ():
+            if find_file(name, file) is not None:
+                read_settings(name, file, BaseImageProcessor)
+        try:
+            return kind.from_pretrained(str(name), trust_remote_code=False, **options)
+        except (OSError, ValueError):
+            if _has_none(name, options.get("cache_dir"), options.get("revision")):
+                return None
+            raise
 
 
 def _has_none(name: str | Path, cache_dir: str | Path | None, revision: str | None) -> bool:
@@ -99,6 +106,8 @@ def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
     divisor = 255 * options["rescale_factor"]
     for name, values in (("image_mean", mean), ("image_std", std)):
         listed = [values] if isinstance(values, (int, float)) else list(values)
+        if not all(isinstance(value, (int, float)) for value in listed):
+            raise ValueError(f"expected {name} as numbers, got {values!r}")
         scaled = listed if math.isclose(divisor, 1) else [value / divisor for value in listed]
         settings[name] = scaled if len(scaled) > 1 else scaled[0]
     return settings

@@ -9,7 +9,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTPreTrainedModel
 from ..utils.messages import told_of
-from .loading import find_file, load_model, read_config
+from .loading import load_model, read_config, read_settings
 
 
 Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
@@ -58,12 +58,11 @@ def load_checked(name: str, kind: type[Model]) -> tuple[Model, FocusViTImageProc
         ValueError: as [`load_checkpoint`].
     """
     with told_of(f"expected a FocusViT checkpoint in safetensors, a folder or a name on the Hub, got {name}"):
-        read_config(name, [FocusViTConfig.model_type])
+        read_config(name, [FocusViTConfig.model_type], FocusViTConfig)
         with told_of(CONFIG_NAME):
             config = FocusViTConfig.from_pretrained(name)
         model, _ = load_model(kind, name, config)
-        if find_file(name, IMAGE_PROCESSOR_NAME) is None:
-            raise ValueError(f"expected a {IMAGE_PROCESSOR_NAME}, got none")
+        read_settings(name, IMAGE_PROCESSOR_NAME, FocusViTImageProcessor)
         with told_of(IMAGE_PROCESSOR_NAME):
             image_processor = FocusViTImageProcessor.from_pretrained(name)
             image_processor.validate_against_config(model.config)

@@ -13,6 +13,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..utils.files import new_folder, read_json, write_json, write_whole
+from ..utils.messages import told_of
 from .contents import CARD_FILE, TRAINING_LOG_FILE, code_files
 from .model_card import model_card, relocated
 from .training_record import TrainingRecord
@@ -84,10 +85,12 @@ def save_for_hub(
     weights = _weights(model, weights_dtype)
     location = location or Path(folder).as_posix()
     if card is None:
-        record = TrainingRecord.from_log(training_log or {})
+        with told_of("the training log"):
+            record = TrainingRecord.from_log(training_log or {})
         record = replace(record, license=license or record.license)
         name = Path(location).resolve().name
-        card = str(model_card(model, name, location=location, record=record, remote_code=True))
+        with told_of("the card"):
+            card = str(model_card(model, name, location=location, record=record, remote_code=True))
     else:
         card = relocated(card, location)
     with new_folder(Path(folder)) as staging:

@@ -82,27 +82,52 @@ def find_file(name: str | Path, file: str, **place: Any) -> Path | None:
     return Path(found) if found else None
 
 
-def read_config(name: str | Path, model_types: Iterable[str] = (), **place: Any) -> dict[str, Any]:
+def read_config(
+    name: str | Path, model_types: Iterable[str], kind: type = PreTrainedConfig, **place: Any
+) -> dict[str, Any]:
     """
     What stands in a checkpoint's config.json.
 
     Args:
         name (`str` or `Path`): A folder, or a name on the Hub.
-        model_types (iterable of `str`, *optional*): What kinds of models are expected; any by default.
+        model_types (iterable of `str`): What kinds of models are expected.
+        kind (`type`, *optional*): The class of the configuration.
         place: See [`find_file`].
 
     Raises:
-        ValueError: when there is no such file, when it holds no JSON object, and when it is one of another kind.
+        ValueError: as [`read_settings`], and when it is one of another kind of model.
     """
-    path = find_file(name, CONFIG_NAME, **place)
-    if path is None:
-        raise ValueError(f"expected a {CONFIG_NAME}, got none")
-    stored = read_json(path)
-    kinds = tuple(model_types)
-    if kinds and stored.get("model_type") not in kinds:
+    stored = read_settings(name, CONFIG_NAME, kind, **place)
+    if stored.get("model_type") not in (kinds := tuple(model_types)):
         raise ValueError(
             f"{CONFIG_NAME}: expected a model_type of {', '.join(kinds)}, got {stored.get('model_type')!r}"
         )
+    return stored
+
+
+def read_settings(name: str | Path, file: str, kind: type, **place: Any) -> dict[str, Any]:
+    """
+    The JSON of a configuration or an image processor, which the library makes attributes of an object.
+
+    Args:
+        name (`str` or `Path`): A folder, or a name on the Hub.
+        file (`str`): The file's name.
+        kind (`type`): The class of the object.
+        place: See [`find_file`].
+
+    Raises:
+        ValueError: when there is no such file, when it holds no JSON object, and when a key would take the place of a
+            method or cannot be set.
+    """
+    path = find_file(name, file, **place)
+    if path is None:
+        raise ValueError(f"expected a {file}, got none")
+    stored = read_json(path)
+    for key in stored:
+        own = getattr(kind, key, None)
+        read_only = isinstance(own, property) and own.fset is None
+        if callable(own) or read_only or (key.startswith("__") and key.endswith("__")):
+            raise ValueError(f"{file}: expected settings, got {key!r}, which {kind.__name__} keeps for itself")
     return stored
 
 

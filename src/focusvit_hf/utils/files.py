@@ -18,6 +18,8 @@ try:
 except ImportError:  # Windows has no locks on folders: there, two writers of one folder may still take turns.
     fcntl = None  # type: ignore[assignment]
 
+_MOST_LEVELS = 100
+
 
 def staging_path(target: Path) -> Path:
     """
@@ -202,7 +204,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Reads a JSON object.
 
     Raises:
-        ValueError: If the file does not hold one, with the reason.
+        ValueError: If the file does not hold one, with the reason, or one of more than 100 levels: programs that copy
+            or write it would fail on it later.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -211,4 +214,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected JSON in {path}, got: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
+    level: list[Any] = [content]
+    for _ in range(_MOST_LEVELS):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for values in inner for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return content
+    raise ValueError(f"expected JSON of at most {_MOST_LEVELS} levels in {path}, got more")
