@@ -15,7 +15,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows has no locks on folders: there, two writers of one folder may still take turns.
+except ImportError:  # Windows has no locks on folders: there the files of two writers of one folder may mix.
     fcntl = None  # type: ignore[assignment]
 
 _MOST_LEVELS = 100
