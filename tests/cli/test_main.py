@@ -435,6 +435,13 @@ def test_visualize_overwrites_no_image_of_a_folder(saved, images, tmp_path, caps
     assert photograph.read_bytes() == before
 
 
+def test_the_photograph_of_the_demo_is_small_and_its_licence_lies_beside_it():
+    assert cli_demo.SAMPLE.stat().st_size < 100_000
+    licence = cli_demo.SAMPLE.with_name("LICENSE.txt").read_text()
+    assert cli_demo.SAMPLE.name in licence and "creativecommons.org/licenses/by/2.0" in licence
+    assert "danielbuechele" in licence and "danielbuechele" in cli_demo.SAMPLE_TITLE
+
+
 def test_demo_shows_its_photograph_and_further_images(saved, images, tmp_path, capsys, monkeypatch):
     model, processor = load_checkpoint(str(saved))
     # As fast as can be; the real ones have a test of their own.

@@ -113,6 +113,12 @@ def test_the_image_is_the_one_that_the_model_sees(photograph, system):
     assert found.image.size == (300, 451)
 
 
+def test_a_model_of_grey_images_is_given_grey(photograph, system):
+    model, processor = system({"do_convert_rgb": False}, num_channels=1)
+    explanation = explain(model, processor, photograph.convert("L"))
+    assert explanation.image.mode == "RGB" and explanation.heat().max() > 0.9
+
+
 def test_what_a_crop_leaves_out_belongs_to_no_region_and_carries_nothing(photograph, system):
     model, processor = system(
         {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}

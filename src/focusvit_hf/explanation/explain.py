@@ -20,7 +20,7 @@ _STRONGEST, _SMALLEST = 0.98, 1e-6
 _REGION_NAMES = {"superpixel": "superpixels", "grid": "tiles of a grid", "none": "patches"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """
     What a model says about an image.
@@ -58,7 +58,7 @@ class Prediction:
         return cells_to_pixels(self.region_ids, (self.image.height, self.image.width), self.box, fill=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation(Prediction):
     """
     A [`Prediction`] with what it rests on.
@@ -159,7 +159,7 @@ def _looked_at(
     if not images:
         return []
     upright = [cast(Image.Image, decode_image(image)) for image in images]
-    inputs = [dict(image_processor(image, return_tensors="pt").to(model.device)) for image in upright]
+    inputs = [dict(image_processor(image, return_tensors="pt").to(model.device)) for image in images]
     sizes = {item["pixel_values"].shape for item in inputs}
     groups = [inputs] if len(sizes) == 1 else [[item] for item in inputs]
     with evaluating(model):
