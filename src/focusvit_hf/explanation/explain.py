@@ -117,9 +117,9 @@ def explain(
     What a model says about an image, and how much of the answer rests on each part of it. The image is prepared once
     and goes through the model once, and then once for each part that is hidden (190 for most models).
 
-        >>> explanation = explain(model, image_processor, Image.open("dog.jpg"))
+        >>> explanation = explain(model, image_processor, Image.open("temple.jpg"))
         >>> explanation.ranked(1)
-        {'labels': ['English springer'], 'scores': [0.93]}
+        {'labels': ['church'], 'scores': [0.67]}
 
     Args:
         model, image_processor: As in [`predict`].
