@@ -16,6 +16,7 @@ from transformers import (
 from focusvit_hf import FocusViTConfig, FocusViTImageProcessor
 from focusvit_hf.benchmark.subjects import (
     FOCUSVIT_SIZES,
+    FOCUSVIT_SPARSE,
     SUBJECTS,
     batch_of,
     find_subject,
@@ -101,6 +102,18 @@ def test_variants_differ_in_one_thing():
     }.items():
         config = find_subject(f"focusvit-tiny-full-{variant}").configure(448)
         assert config.to_diff_dict() == {**plain, **change}
+
+
+@pytest.mark.parametrize("way", FOCUSVIT_SPARSE)
+@pytest.mark.parametrize("kind", ["full", "dense"])
+def test_sparse_variants_end_at_a_third_of_the_tokens(kind, way):
+    plain = find_subject(f"focusvit-tiny-{kind}").configure(224)
+    config = find_subject(f"focusvit-tiny-{kind}-{way}").configure(224)
+    changed = {key for key, value in config.to_diff_dict().items() if plain.to_diff_dict().get(key) != value}
+    assert changed <= {"sparsification_layers", "sparsification_relevance", "sparsification_mode", "keep_ratio"}
+    counts = config.kept_counts(config.num_tokens)
+    assert counts[-1] == int(config.num_tokens * 0.343 + 1e-6)
+    assert len(counts) == (11 if way == "merge" else 3)
 
 
 def test_the_number_of_superpixels_is_the_same_at_every_resolution():

@@ -75,7 +75,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, blob_dir: Path) -> Path:
     (folder / "data").mkdir()
     (folder / "data" / "blobs").symlink_to(blob_dir)
     labels = {"id2label": {0: "dark", 1: "light"}, "label2id": {"dark": 0, "light": 1}}
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape = {"hidden_size": 32, "num_hidden_layers": 10, "num_attention_heads": 2, "intermediate_size": 64}
     ViTForImageClassification(ViTConfig(**shape, **labels)).save_pretrained(folder / "my-vit")
     ViTImageProcessorPil().save_pretrained(folder / "my-vit")
     # As the guide of teachers shows it, with a mean of one number.

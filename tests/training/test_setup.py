@@ -139,7 +139,10 @@ def test_a_failed_write_keeps_the_old_json(tmp_path):
 
 def test_presets_are_valid_and_their_controls_differ_in_one_thing():
     presets = {path.stem: json.loads(path.read_text()) for path in PRESETS.glob("*.json")}
-    assert len(presets) == 12
+    assert len(presets) == 14
+    for name in ("tiny", "small"):
+        added = {"sparsification_layers": [3, 6, 9], "keep_ratio": 0.7, "sparsification_relevance": "learned"}
+        assert {**presets[f"focusvit-{name}-dense"], **added} == presets[f"spot-{name}"]
     for name in ("nano", "tiny", "small", "base"):
         config, grid, dense = (presets[f"focusvit-{name}{control}"] for control in ("", "-grid", "-dense"))
         assert {**config, "patch_pooling": "grid"} == grid

@@ -52,6 +52,13 @@ FOCUSVIT_VARIANTS: dict[str, dict[str, Any]] = {
     "grid": {"patch_pooling": "grid"},
     "skimage": {"superpixel_method": "skimage"},
 }
+# Tokens leave at a quarter, a half and three quarters of the layers, or are merged before all but the first.
+FOCUSVIT_SPARSE: dict[str, dict[str, Any]] = {
+    "spot": {"sparsification_relevance": "learned"},
+    "drop": {},
+    "fuse": {"sparsification_mode": "fuse"},
+    "merge": {"sparsification_mode": "merge"},
+}
 _VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
 # What a user of a pretrained model would resize to before the crop, for every 224 pixels of input.
 _RESIZED = 256 / 224
@@ -111,8 +118,9 @@ def known_subjects() -> tuple[str, ...]:
     """The names of [`SUBJECTS`], alternatives in braces, what may be left out in brackets."""
     sizes, layers = (f"{{{','.join(names)}}}" for names in (FOCUSVIT_SIZES, FOCUSVIT_LAYERS))
     variants = f"[-{{{','.join(name for name in FOCUSVIT_VARIANTS if name)}}}]"
+    sparse = f"[-{{{','.join(FOCUSVIT_SPARSE)}}}]"
     peers = (name for name in SUBJECTS if not name.startswith("focusvit-"))
-    return (*peers, f"focusvit-{sizes}-{layers}{variants}", f"focusvit-{sizes}-dense")
+    return (*peers, f"focusvit-{sizes}-{layers}{variants}", f"focusvit-{sizes}-{{full,dense}}{sparse}")
 
 
 def _focusvit(name: str, make_config: Callable[..., FocusViTConfig]) -> Subject:
@@ -134,6 +142,17 @@ def _preset_config(preset: str, layers: str, **fields: Any) -> FocusViTConfig:
     full = {"full": number, "mixed": number // 2, "latent": 0}[layers]
     layer_types = ["full_attention"] * full + ["latent_attention"] * (number - full)
     return FocusViTConfig.from_preset(preset, layer_types=layer_types, num_labels=NUM_LABELS, **fields)
+
+
+def _sparse_config(preset: str, way: str, **fields: Any) -> FocusViTConfig:
+    """A preset with full attention whose tokens leave in one of the ways of [`FOCUSVIT_SPARSE`], to 0.7³ of them."""
+    depth = FocusViTConfig.from_preset(preset).num_hidden_layers
+    fields |= {**FOCUSVIT_SPARSE[way], "sparsification_layers": [depth * quarter // 4 for quarter in (1, 2, 3)]}
+    if way == "merge":
+        last = 0.7**3
+        fields |= {"sparsification_layers": list(range(1, depth))}
+        fields |= {"keep_ratio": [1 - (1 - last) * layer / (depth - 1) for layer in range(1, depth)]}
+    return _preset_config(preset, "full", **fields)
 
 
 def _focusvit_processor(config: FocusViTConfig, resolution: int) -> BaseImageProcessor:
@@ -200,6 +219,9 @@ def _focusvit_family() -> Iterator[Subject]:
                 name = "-".join(part for part in (preset, layers, variant) if part)
                 yield _focusvit(name, partial(_preset_config, preset, layers, **fields))
         yield _focusvit(f"{preset}-dense", partial(_preset_config, f"{preset}-dense", "full"))
+        for way in FOCUSVIT_SPARSE:
+            yield _focusvit(f"{preset}-full-{way}", partial(_sparse_config, preset, way))
+            yield _focusvit(f"{preset}-dense-{way}", partial(_sparse_config, f"{preset}-dense", way))
 
 
 SUBJECTS: dict[str, Subject] = {

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
+from ..sparsification_options import MODES
 from ..utils.messages import printable_lines
 from .arguments import count
 
@@ -42,6 +43,33 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--num-latents", type=count, metavar="M", help="how many latents those layers have (default: 16)"
     )
+    command.add_argument(
+        "--keep-ratio",
+        type=float,
+        nargs="+",
+        metavar="RATIO",
+        help="the share of the tokens that stays at each sparsification layer, or for each of them the share of all "
+        "tokens (default: 0.7)",
+    )
+    command.add_argument(
+        "--sparsification-layers",
+        type=int,
+        nargs="+",
+        metavar="LAYER",
+        help="layers, counted from 0, before which tokens leave (default: none; with --keep-ratio three of them, at a "
+        "quarter, a half and three quarters of the way)",
+    )
+    command.add_argument(
+        "--sparsification-mode",
+        choices=MODES,
+        help="drop the least relevant tokens, fuse them into one, or merge the most alike (default: drop)",
+    )
+    command.add_argument(
+        "--pooling-layer",
+        type=count,
+        metavar="LAYER",
+        help="pool the patches before this layer, counted from 0, instead of before the encoder",
+    )
     command.set_defaults(run=convert)
 
 
@@ -52,7 +80,7 @@ def superpixels(text: str) -> int | tuple[int, int]:
 
 def convert(arguments: argparse.Namespace) -> None:
     """`focusvit convert`: writes the converted checkpoint and prints where its tensors come from."""
-    names = ("num_superpixels", "patch_pooling", "num_latents")
+    names = ("num_superpixels", "patch_pooling", "num_latents", "sparsification_mode", "pooling_layer")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     if arguments.latent_layers:
@@ -61,5 +89,19 @@ def convert(arguments: argparse.Namespace) -> None:
             raise ValueError(f"expected --latent-layers up to the source's {layers}, got {arguments.latent_layers}")
         full = layers - arguments.latent_layers
         overrides["layer_types"] = ["full_attention"] * full + ["latent_attention"] * arguments.latent_layers
+    overrides |= sparsification(arguments)
     report = convert_to_folder(arguments.source, arguments.target, **overrides)
     print(printable_lines(f"{report}\n\nwrote {arguments.target}"))
+
+
+def sparsification(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the configuration that let tokens leave between the layers; none where nobody asks for it."""
+    layers, ratio = arguments.sparsification_layers, arguments.keep_ratio
+    if layers is None and (ratio is not None or arguments.sparsification_mode is not None):
+        depth = load_source_config(arguments.source).num_hidden_layers
+        layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)})
+    if layers is None:
+        return {}
+    if ratio is None:
+        return {"sparsification_layers": layers}
+    return {"sparsification_layers": layers, "keep_ratio": ratio[0] if len(ratio) == 1 else ratio}

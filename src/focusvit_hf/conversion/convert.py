@@ -103,6 +103,10 @@ def convert_vit_checkpoint(
     layers keep full attention. With `patch_pooling="none"` the model computes what the source computes. What `forward`
     of the source does with other resolutions, FocusViT does too.
 
+    With `sparsification_layers` tokens leave between the layers, and patches are not pooled unless that is asked for:
+    the layers see every patch first, which keeps far more of what the source can. A patch belongs to the superpixel
+    that covers most of it (`superpixel_assignment="hard"`), since mixtures of patches are foreign to the source.
+
     With latent layers (`layer_types`) queries, keys, values, output projection and MLP come from the source's layer of
     the same index, and so does the norm of the context, which is that of the queries. The latents start as the tokens
     of an empty image, one of the mean colour, in the state in which the source's first layers leave them where the
@@ -259,6 +263,10 @@ def _target_config(
         if name in overrides and overrides[name] != getattr(own, name):
             raise ValueError(f"Expected {name}={getattr(own, name)!r} as the source has it, got {overrides[name]!r}.")
     settings = {**source.settings, **_DEFAULTS, "layer_types": _full(source.settings), **overrides}
+    if overrides.get("sparsification_layers") and not {"patch_pooling", "num_superpixels"} & overrides.keys():
+        settings["patch_pooling"] = "none"
+    if settings["patch_pooling"] == "superpixel" and settings["embedding_type"] == "patch":
+        settings.setdefault("superpixel_assignment", "hard")
     if overrides.get("num_labels", own.num_labels) != own.num_labels or "id2label" in overrides:
         settings = {name: settings[name] for name in settings if name in overrides or name not in _LABELS}
     if "num_superpixels" not in overrides:
@@ -334,6 +342,8 @@ def _cause(name: str, config: FocusViTConfig) -> str:
         return f"add_pooling_layer={config.add_pooling_layer}"
     if name.startswith("embeddings.position."):
         return f"position_embedding_type={config.position_embedding_type!r}"
+    if name.startswith("sparsification."):
+        return "sparsification_relevance='learned'"
     if name == "latents":
         return "latents start from the source's tokens only with its patches and positions"
     return f"embedding_type={config.embedding_type!r}"

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any, cast
 
+from ..configuration_focusvit import FocusViTConfig
 from ..hub.model_card import model_card
 from ..hub.training_record import TrainingRecord
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..utils.files import new_folder, write_whole
 from ..utils.messages import told_of
 from .convert import ConversionReport, convert_vit_checkpoint
+from .cost import cost_note
 from .loading import licence_of
 from .processor import convert_image_processor, load_image_processor
 
@@ -33,6 +35,12 @@ def convert_to_folder(source: str | Path, target: str | Path, **config_overrides
     with new_folder(target) as staging:
         model = convert_vit_checkpoint(source, **config_overrides)
         report = cast(ConversionReport, model.conversion_report)
+        report.notes.append(cost_note(model.config))
+        if _loses(model.config):
+            report.notes.append(
+                f"fine-tune: focusvit train --model_name_or_path {target} --teacher_model_name_or_path {source} gives "
+                "back part of the accuracy that fewer tokens cost; docs/guides/sparsify.md has the figures"
+            )
         found = load_image_processor(source)
         if found is None:
             processor = FocusViTImageProcessor.from_model_config(model.config)
@@ -54,3 +62,8 @@ def convert_to_folder(source: str | Path, target: str | Path, **config_overrides
         )
         write_whole(staging / "README.md", f"{str(card).rstrip()}\n\n{section}".encode())
     return report
+
+
+def _loses(config: FocusViTConfig) -> bool:
+    """Whether the model sees fewer tokens than its source."""
+    return config.patch_pooling != "none" or bool(config.sparsification_layers)
