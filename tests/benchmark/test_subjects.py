@@ -144,7 +144,7 @@ def test_an_unknown_subject_is_told_the_known_ones(name):
 def test_known_subjects_stand_for_all_names():
     for pattern in known_subjects():
         assert pattern.split("{")[0] in "".join(name[: len(pattern.split("{")[0])] for name in SUBJECTS)
-    assert len(SUBJECTS) == len(PEERS) + 4 * (3 * 4 + 1)
+    assert len(SUBJECTS) == len(PEERS) + 4 * (3 * 4 + 1 + 2 * 4)
 
 
 def test_the_configuration_of_another_model_is_refused(tmp_path):
