@@ -12,9 +12,7 @@ last checkpoint when the same command is given again.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,24 +20,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerState, get_scheduler
-from transformers.trainer_utils import rotate_checkpoints
 
+from focusvit_hf.training.accelerate_checkpoints import is_sharded, read_checkpoint, write_checkpoint
 from focusvit_hf.training.arguments import TrainingArguments, json_object
 from focusvit_hf.training.averaging import ExponentialMovingAverage
-from focusvit_hf.training.checkpoints import (
-    PROGRESS_FILE,
-    STAGING_FOLDER,
-    begin_checkpoint,
-    check_state,
-    check_weights,
-    checkpoint_folder,
-    discard_unfinished,
-    discarding_unfinished,
-)
+from focusvit_hf.training.checkpoints import PROGRESS_FILE, checkpoint_folder, replacing_model
 from focusvit_hf.training.data import require_a_batch
 from focusvit_hf.training.data_collator import view_of
 from focusvit_hf.training.evaluation import TopKAccuracy, ranked
@@ -47,7 +36,6 @@ from focusvit_hf.training.objective import parameter_groups, require_finite, sof
 from focusvit_hf.training.output_folder import clear_output_dir
 from focusvit_hf.training.run import Outcome, run
 from focusvit_hf.training.setup import Setup
-from focusvit_hf.utils.files import read_json, replace_files, write_json
 
 
 class Loop:
@@ -73,8 +61,7 @@ class Loop:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         )
-        self.sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.sharded and args.ema_decay:
+        if is_sharded(self.accelerator) and args.ema_decay:
             raise ValueError("expected no --ema_decay where the weights are sharded, got one")
         self.ema = ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None
         self.history: list[dict[str, float]] = []
@@ -256,44 +243,19 @@ class Loop:
             ValueError: If training has diverged; nothing is written or deleted then.
         """
         require_finite(self._mean_loss(), self.step)
-        run_folder, main = self.args.folder, self.args.should_save
-        folder = checkpoint_folder(run_folder, self.step)
-        with discarding_unfinished(run_folder, PROGRESS_FILE, main):
-            if main:
-                begin_checkpoint(folder)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(folder))
-            # The random states of all processes, before the file that makes the checkpoint complete.
-            self.accelerator.wait_for_everyone()
-            if main:
-                self.setup.model.config.save_pretrained(folder)
-                if self.ema is not None:
-                    self.ema.save(folder)
-                schedule = json.loads(json.dumps(self.scheduler.state_dict()))
-                progress = {**place, "step": self.step, "history": self.history, "scheduler": schedule}
-                write_json(folder / PROGRESS_FILE, progress)
-        if main:
-            discard_unfinished(run_folder, PROGRESS_FILE)
-            # Not by Accelerate's `ProjectConfiguration(total_limit=...)`, which deletes before it writes: a run that
-            # keeps one checkpoint would have none while the next is written.
-            rotate_checkpoints(str(run_folder), self.args.save_total_limit, use_mtime=True)
-        self.accelerator.wait_for_everyone()
+        schedule = self.scheduler.state_dict()
+        progress = {**place, "step": self.step, "history": self.history, "scheduler": schedule}
+        folder = checkpoint_folder(self.args.folder, self.step)
+        main, limit = self.args.should_save, self.args.save_total_limit
+        write_checkpoint(self.accelerator, folder, progress, self._save_beside, main, limit)
+
+    def _save_beside(self, folder: Path) -> None:
+        self.setup.model.config.save_pretrained(folder)
+        if self.ema is not None:
+            self.ema.save(folder)
 
     def _resume(self, checkpoint: Path) -> tuple[int, int]:
-        progress = read_json(checkpoint / PROGRESS_FILE)
-        pickles = sorted(path.name for path in checkpoint.glob("custom_checkpoint_*.pkl"))
-        if pickles or "scheduler" not in progress:
-            raise ValueError(
-                f"expected the state of the learning rate in {checkpoint / PROGRESS_FILE}, got {pickles or 'none'}: "
-                "pickled state of an older version is not read"
-            )
-        if not self.sharded:
-            check_weights(checkpoint, self.model)
-            check_state(checkpoint / "optimizer.bin")
-        if self.accelerator.scaler is not None:
-            check_state(checkpoint / "scaler.pt")
-        check_state(checkpoint / f"random_states_{self.accelerator.process_index}.pkl", needed=False)
-        self.accelerator.load_state(str(checkpoint))
+        progress = read_checkpoint(self.accelerator, checkpoint, self.model)
         self.scheduler.load_state_dict(progress["scheduler"])
         if self.ema is not None:
             self.ema.load(checkpoint, self.accelerator.unwrap_model(self.model))
@@ -304,23 +266,13 @@ class Loop:
     def save_model(self) -> None:
         """Writes the model (its averaged weights, where there are any) and the processor over those of an old run."""
         self.accelerator.wait_for_everyone()
-        staging = self.args.folder / STAGING_FOLDER
         main = self.args.should_save
-        if main:
-            # What a killed run left there would come along.
-            shutil.rmtree(staging, ignore_errors=True)
-        try:
-            with self.averaged():
-                weights = self.accelerator.get_state_dict(self.model)
-                if main:
-                    model = self.accelerator.unwrap_model(self.model)
-                    model.save_pretrained(staging, state_dict=weights)
-                    self.setup.processor.save_pretrained(staging)
+        with replacing_model(self.args.folder, main) as staging, self.averaged():
+            weights = self.accelerator.get_state_dict(self.model)
             if main:
-                replace_files(staging, self.args.folder)
-        finally:
-            if main:
-                shutil.rmtree(staging, ignore_errors=True)
+                model = self.accelerator.unwrap_model(self.model)
+                model.save_pretrained(staging, state_dict=weights)
+                self.setup.processor.save_pretrained(staging)
         self.accelerator.wait_for_everyone()
 
 

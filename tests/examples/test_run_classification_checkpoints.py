@@ -96,7 +96,7 @@ def disk_full(*args, **kwargs):
         (run_classification, "transformers.TrainerState.save_to_json"),
         (run_classification_no_trainer, "accelerate.Accelerator.save_state"),
         (run_classification_no_trainer, "focusvit_hf.training.averaging.save_file"),
-        (run_classification_no_trainer, "run_classification_no_trainer.write_json"),
+        (run_classification_no_trainer, "focusvit_hf.training.accelerate_checkpoints.write_json"),
     ],
 )
 def test_a_full_disk_leaves_the_old_checkpoint(blob_dir, tmp_path, monkeypatch, script, writer):

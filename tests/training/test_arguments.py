@@ -1,10 +1,15 @@
 """Arguments that no run can be meant with are refused before anything is loaded."""
 
+import json
+
 import pytest
 
-from focusvit_hf.training.arguments import ModelArguments, parse_arguments
+from blobs import ROOT
+from focusvit_hf import FocusViTConfig
+from focusvit_hf.training.arguments import ModelArguments, json_object, parse_arguments
 from focusvit_hf.training.model import load_model
 from focusvit_hf.training.output_folder import prepare_output_dir
+from focusvit_hf.training.setup import augmentation_config
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,38 @@ def test_an_output_folder_that_is_read_only_is_known_at_once(tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"expected a folder to write to .*Permission denied"):
         prepare_output_dir(args)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configuration" / "recipes").glob("*.json")), ids=lambda p: p.stem)
+def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
+    model_args, data_args, args = parse_arguments(
+        [str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--max_train_samples", "7"]
+    )
+    FocusViTConfig.from_preset(model_args.preset, **json_object("", model_args.config_overrides))
+    augmentation_config(data_args)
+    assert args.do_train
+    assert (args.learning_rate, data_args.max_train_samples) == (0.5, 7)
+
+
+def test_the_dense_control_is_trained_like_the_model_it_controls():
+    found, control = (
+        json.loads((ROOT / "configuration" / "recipes" / f"{name}.json").read_text())
+        for name in ("imagenette-tiny", "imagenette-tiny-dense")
+    )
+    differs = {key for key in {*found, *control} if found.get(key) != control.get(key)}
+    # Compared at the control's 20 epochs, which `--num_train_epochs 20` gives the other.
+    assert differs == {"preset", "config_overrides", "train_num_superpixels", "num_train_epochs"}
+    assert control["config_overrides"]["drop_path_rate"] == found["config_overrides"]["drop_path_rate"]
+
+
+def test_a_misspelt_recipe_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"learning_rat": 1}')
+    with pytest.raises(ValueError, match="learning_rat"):
+        parse_arguments([str(recipe)])
+    recipe.write_text("{")
+    with pytest.raises(ValueError, match="expected JSON"):
+        parse_arguments([str(recipe)])
+    _, data_args, _ = parse_arguments(["--augmentation", '{"mixupp": 1}', "--use_cpu"])
+    with pytest.raises(ValueError, match="mixupp"):
+        augmentation_config(data_args)

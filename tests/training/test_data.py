@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -157,3 +158,68 @@ def test_a_checkpoint_keeps_its_class_numbers(blob_dir, tmp_path):
     with pytest.raises(ValueError, match=r"expected images of the checkpoint's classes to evaluate it on, \['red'"):
         run_classification.main(flags(other, tmp_path / "strangers", **evaluating))
     assert not json.loads((base / "training_log.json").read_text())["resumed_from"]
+
+
+def parquet(folder: Path, columns: dict, features: Features, split: str = "train") -> Path:
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_bad_data_is_refused_before_training(tmp_path):
+    classes = ClassLabel(names=NAMES)
+    features = Features(image=Image(), label=classes)
+    run = tmp_path / "run"
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"expected files \*\.parquet in .*empty, got none"):
+        run_classification.main(flags(empty, run))
+    with pytest.raises(ValueError, match="expected a folder"):
+        run_classification.main(flags(tmp_path / "nowhere", run))
+    with pytest.raises(ValueError, match=r"expected a folder of images for each class in .*empty, got no image"):
+        run_classification.main(flags(empty, run, data_dir=None, train_dir=empty))
+
+    data = parquet(
+        tmp_path / "columns", {"picture": [blob(0)], "label": [0]}, Features(picture=Image(), label=classes)
+    )
+    with pytest.raises(
+        ValueError, match=r"expected a column 'image' in the split 'train', got \['label', 'picture'\]"
+    ):
+        run_classification.main(flags(data, run))
+
+    data = parquet(tmp_path / "none", {"image": [], "label": []}, features)
+    with pytest.raises(ValueError, match=r"expected pictures and labels .* in .*none, got"):
+        run_classification.main(flags(data, run))
+
+    data = parquet(tmp_path / "labels", {"image": [blob(0), blob(1)], "label": [0, 1]}, features)
+    wider = datasets.Dataset.from_parquet(str(data / "train-00000-of-00001.parquet"))
+    table = wider.data.table.set_column(1, "label", [[0, 3]])
+    pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow_parquet.write_table(table, data / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"expected labels in 0\.\.2 in the split 'train', got 3 in row 1"):
+        run_classification.main(flags(data, run))
+
+    assert not run.exists()
+
+
+def test_a_part_of_the_pictures_is_drawn_from_all_of_them(blob_dir, tmp_path):
+    limits = ["--max_train_samples", "12", "--max_eval_samples", "5"]
+    model_args, data_args, _ = parse_arguments(["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path), *limits])
+    splits = load_pictures(data_args, model_args, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 12, "test": 5}
+    assert [label % 3 for label in range(12)] != list(splits["train"]["label"])
+    again = load_pictures(data_args, model_args, seed=0)
+    assert list(again["train"]["label"]) == list(splits["train"]["label"])
+
+
+def test_decoded_once_equals_decoded_each_time(blob_dir, tmp_path):
+    model_args, data_args, _ = parse_arguments(["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path)])
+    split = load_pictures(data_args, model_args, seed=0)["train"]
+    plain = as_rows(split, data_args)
+    data_args.decode_once = True
+    decoded = as_rows(split, data_args)
+    assert len(plain) == len(decoded) == 132
+    for expected, row in zip(plain.__getitems__([3, 131, 0]), decoded.__getitems__([3, 131, 0]), strict=True):
+        assert np.array_equal(np.asarray(expected["image"]), row["image"])
+        assert (expected["label"], expected["index"]) == (row["label"], row["index"])

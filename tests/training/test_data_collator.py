@@ -11,7 +11,7 @@ from PIL import Image
 from focusvit_hf import FocusViTImageProcessor
 from focusvit_hf.superpixels import slic
 from focusvit_hf.training.augmentation import AugmentationConfig
-from focusvit_hf.training.data_collator import FocusViTDataCollator
+from focusvit_hf.training.data_collator import FocusViTDataCollator, SeededCollator
 
 
 # Draws all that can be drawn.
@@ -217,7 +217,10 @@ def test_collator_can_be_sent_to_workers():
         ({"label": True}, "Expected an integer as label of example 1 of the batch, got True"),
         ({"label": np.array([1, 2])}, "Expected an integer as label of example 1"),
         ({"label": ...}, r"Expected a class in column 'label' of example 1 of the batch, got the columns \['image'\]"),
-        ({"image": ...}, r"Expected an image in column 'image' of example 1 .* got the columns \['label'\]"),
+        (
+            {"image": ...},
+            r"an image in column 'image' of .* \['label'\]\. Trainer removes it unless .*_unused_columns=False",
+        ),
         ({"image": None}, r"Image 1 of the batch cannot be used: expected the path of a file, .* got NoneType"),
         ({"image": np.full((32, 32, 3), np.nan, np.float32)}, "Image 1 of the batch .*NaN"),
         ({"image": np.zeros((0, 32, 3), np.uint8)}, "Image 1 of the batch .*none of them 0"),
@@ -266,3 +269,21 @@ def test_augmentation_needs_labels_and_their_number():
 def test_collator_wants_examples():
     with pytest.raises(ValueError, match="Expected at least one example, got none"):
         FocusViTDataCollator(processor())([])
+
+
+def test_seeded_collator_depends_on_epoch_and_pictures_alone():
+    collator = SeededCollator(lambda rows: {"noise": torch.rand(len(rows))}, seed=3)
+
+    def noise(indices: list[int]) -> torch.Tensor:
+        return collator([{"index": index, "image": None} for index in indices])["noise"]
+
+    torch.manual_seed(0)
+    first = noise([1, 2])
+    state = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(noise([1, 2]), first)
+    assert not torch.equal(noise([2, 1]), first)
+    torch.manual_seed(0)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator must not move"
+    collator.epoch.fill_(1)
+    assert not torch.equal(noise([1, 2]), first)

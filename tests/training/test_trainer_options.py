@@ -120,6 +120,16 @@ def test_options_that_cannot_be_served_together_are_refused(tiny_model, argument
         FocusViTTrainer(several, arguments(remove_unused_columns=False), data_collator=wrapped)
 
 
+def test_trainer_itself_is_told_of_the_columns_that_it_removes(tiny_model, small_photographs, arguments):
+    rows = [{"image": image, "label": 0} for image in small_photographs]
+    collator = FocusViTDataCollator(FocusViTImageProcessor())
+    trainer = Trainer(tiny_model(), arguments(), data_collator=collator, train_dataset=rows)
+    with pytest.raises(
+        ValueError, match="Trainer removes it unless TrainingArguments has remove_unused_columns=False"
+    ):
+        trainer.train()
+
+
 def test_the_moving_average_begins_with_each_training(tiny_model, pixels, arguments):
     """A second training of a model that is made anew has nothing of the first one."""
     ema = ExponentialMovingAverage(0.9)

@@ -231,3 +231,14 @@ def test_a_file_is_checked_before_the_work(tmp_path):
         check_file(tmp_path / "loop")
     check_file(tmp_path / "result.json", [image])
     assert image.read_bytes() == b"image" and not (tmp_path / "result.json").exists()
+
+
+def test_a_failed_write_keeps_the_old_json(tmp_path):
+    path = tmp_path / "log.json"
+    write_json(path, {"a": 1})
+    content: dict = {}
+    content["self"] = content
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(path, content)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..utils.files import read_json
+from ..utils.files import read_json, replace_files
 
 
 logger = logging.get_logger(__name__)
@@ -96,6 +96,28 @@ def discarding_unfinished(run: Path, state_file: str, is_main: bool = True) -> I
         if is_main and discard_unfinished(run, state_file):
             error.add_note("The new checkpoint could not be written and was discarded; older ones are untouched.")
         raise
+
+
+@contextlib.contextmanager
+def replacing_model(target: Path, is_main: bool = True) -> Iterator[Path]:
+    """
+    Gives a folder to write a model into, whose files replace those of `target` when all of them are on the disk. Where
+    writing fails, the model in `target` stays as it was.
+
+    Args:
+        is_main (`bool`, *optional*, defaults to `True`): Whether this process is the one that writes.
+    """
+    staging = target / STAGING_FOLDER
+    if is_main:
+        # What a killed process left. No barrier: a model that is not sharded may be saved by one process alone.
+        shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+        if is_main:
+            replace_files(staging, target)
+    finally:
+        if is_main:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def is_left_over(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from transformers.utils import logging
 
 from ..hub.model_card import trainer_card
 from ..modeling_focusvit import FocusViTPreTrainedModel
-from ..utils.files import replace_files, write_whole
+from ..utils.files import write_whole
 from .averaging import ExponentialMovingAverage
 from .checkpoints import (
-    STAGING_FOLDER,
     TRAINER_STATE,
     begin_checkpoint,
     check_state,
@@ -31,6 +29,7 @@ from .checkpoints import (
     discarding_unfinished,
     is_complete,
     last_checkpoint,
+    replacing_model,
 )
 from .data_collator import Collator, FocusViTDataCollator, SeededCollator, view_of
 from .distillation import Distillation
@@ -245,18 +244,8 @@ class FocusViTTrainer(Trainer):
         if _internal_call and target == checkpoint_folder(target.parent, self.state.global_step):
             self._save_checkpoint_model(target)
             return
-        staging = target / STAGING_FOLDER
-        if self.args.should_save:
-            # What a killed process left. No barrier: a model that is not sharded may be saved by one process alone.
-            shutil.rmtree(staging, ignore_errors=True)
-        try:
-            with self._averaged():
-                super().save_model(str(staging), _internal_call=True)
-            if self.args.should_save:
-                replace_files(staging, target)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
+        with replacing_model(target, self.args.should_save) as staging, self._averaged():
+            super().save_model(str(staging), _internal_call=True)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
