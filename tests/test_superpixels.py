@@ -325,6 +325,25 @@ def test_tiles_equal_the_plain_reference(rows, columns, height, width):
     np.testing.assert_array_equal(tile_ids((rows, columns), height, width).numpy(), expected)
 
 
+@settings(max_examples=50)
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 5),
+    height=st.integers(4, 9),
+    width=st.integers(5, 11),
+    step=st.sampled_from([0.25, 1.0, 5.5]),
+)
+def test_tables_of_a_tiling_equal_the_plain_reference(rows, columns, height, width, step):
+    tables = module._tiling(rows, columns, height, width, step, torch.device("cpu"))._asdict()
+    expected = reference.tiling((rows, columns), height, width, step)
+    assert tables.keys() == expected.keys()
+    for name, table in tables.items():
+        if expected[name] is None:
+            assert table is None
+        else:
+            np.testing.assert_array_equal(np.asarray(table), expected[name], err_msg=name)
+
+
 def test_default_cell_sizes():
     assert {patch: default_cell_size(patch) for patch in (32, 16, 14, 12, 8, 7, 4, 2, 1)} == {
         32: 8,

@@ -1,7 +1,7 @@
 """Superpixels in pure torch: SLIC, and the overlap and geometry of regions. Batched, deterministic, on any device.
 
 The arithmetic of `slic` is exact: colours, positions and centres are integers in units of 1/q Lab, small enough that
-every product and sum stays below 2^24, the last integer float32 holds. So the map of a picture depends neither on the
+every product and sum stays below 2^24, the last integer float32 holds. So the map of an image depends neither on the
 batch it is in, nor on threads, matrix kernels or fused multiply-adds.
 """
 
@@ -18,7 +18,7 @@ from .regions import geometry, overlap, rounds_products, without_autocast
 from .superpixel_options import _borders, default_cell_size, superpixel_layout
 
 
-# Offsets (rows, columns) of the nine candidate centres. The own tile stands first: it wins ties.
+# Offsets (rows, columns) of the nine candidates from a cell's own tile, which stands first, since it wins ties.
 _OFFSETS = ((0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 # A distance is multiplied by nine and carries the number of its candidate, so one minimum finds both.
 _PACK = len(_OFFSETS)
@@ -29,22 +29,39 @@ _FINEST_UNIT = 4
 
 
 class _Tiling(NamedTuple):
-    """Index tables of a tiling. T: cells of the largest tile; smaller tiles are padded to it."""
+    """
+    Index tables of an image of h x w cells that is cut into K tiles.
 
-    rows: torch.Tensor | None  # (rows * tile height,) cell row behind each padded row, None when tiles are equal
-    columns: torch.Tensor | None
+    The loop of [`slic`] works tile by tile, so that every tile has T places, as many as the largest tile has cells;
+    the places that a smaller tile has no cell for are padding.
+    """
+
+    rows: torch.Tensor | None  # (rows * tile_height,) row of cells behind each row of places; None: no padding
+    columns: torch.Tensor | None  # (columns * tile_width,) likewise
     tile_height: int
     tile_width: int
-    valid: torch.Tensor  # (K, 1, T) 1 for a real cell, 0 for padding
-    places: torch.Tensor  # (K, 3, T) one, row and column of each cell, from the middle of the picture; 0 for padding
-    first_candidate: torch.Tensor  # (K, 1) 9 * tile
-    neighbours: torch.Tensor  # (K * 9,) centre behind each candidate, any outside the picture
-    handicap: torch.Tensor  # (K * 9, 6) column 0: number of the candidate, out of reach outside the picture; else 0
-    sources: torch.Tensor  # (K * 9,) position tile * 9 + candidate of all that sums into a centre
-    cell_position: torch.Tensor  # (h * w,) position in the tile layout of each cell
-    tile_of_cell: torch.Tensor  # (h * w,) the cell's own tile
-    tile_centre: torch.Tensor  # (K,) the cell at each tile's centre
+    valid: torch.Tensor  # (K, 1, T) 1 for a cell, 0 for padding
+    positions: (
+        torch.Tensor
+    )  # (K, 3, T) one, row and column from the middle of the image in units of `slic`; 0: padding
+    first_candidate: torch.Tensor  # (K, 1) where the nine candidates of each tile begin among all candidates
+    neighbours: torch.Tensor  # (K * 9,) the superpixel behind each candidate; any one outside of the image
+    handicap: torch.Tensor  # (K * 9, 6) column 0: number of the candidate, out of reach outside the image; else 0
+    sources: torch.Tensor  # (K * 9,) the candidates that stand for a superpixel, one in each tile around it
+    place_of_cell: torch.Tensor  # (h * w,) tile * T + place
+    tile_of_cell: torch.Tensor  # (h * w,)
+    tile_centre: torch.Tensor  # (K,) the cell in the middle of each tile
     is_tile_centre: torch.Tensor  # (h * w,) bool
+
+
+class _Axis(NamedTuple):
+    """One axis of a tiling: tables of (tiles, T) or (tiles,) along it."""
+
+    cells: torch.Tensor  # (tiles, T) the cell behind each place, the last one for padding at the end
+    is_cell: torch.Tensor  # (tiles, T) False for padding
+    positions: torch.Tensor  # (tiles, T) of the cells, whole numbers from the middle of the image
+    starts: torch.Tensor  # (tiles,) the first cell
+    centres: torch.Tensor  # (tiles,) the middle cell
 
 
 def tile_ids(layout: tuple[int, int], height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
@@ -67,62 +84,77 @@ def _axis_tiles(count: int, length: int, device: torch.device | None) -> torch.T
 
 @cached_table
 def _tiling(rows: int, columns: int, height: int, width: int, step: float, device: torch.device) -> _Tiling:
-    """`step`: what the place of a cell grows by from one cell to the next, in the units of `slic`."""
-    borders = _borders(rows, height), _borders(columns, width)
-    sizes = [max(b - a for a, b in pairwise(line)) for line in borders]
-    index, inside, centres = [], [], []
-    for line, size in zip(borders, sizes, strict=True):
-        starts = torch.tensor(line[:-1], device=device)
-        ends = torch.tensor(line[1:], device=device)
-        padded = starts[:, None] + torch.arange(size, device=device)
-        inside.append(padded < ends[:, None])
-        index.append(padded.clamp(max=line[-1] - 1))
-        centres.append((starts + ends) // 2)
-    num_tiles = rows * columns
-    valid = (inside[0][:, None, :, None] & inside[1][None, :, None, :]).reshape(num_tiles, 1, -1).float()
-    row = ((index[0] + (0.5 - height / 2)) * step).round()[:, None, :, None].expand(rows, columns, *sizes)
-    column = ((index[1] + (0.5 - width / 2)) * step).round()[None, :, None, :].expand(rows, columns, *sizes)
-    places = torch.stack((torch.ones_like(row), row, column), dim=2).view(num_tiles, 3, -1) * valid
+    """`step`: what the position of a cell grows by from one cell to the next, in the units of `slic`."""
+    layout = (rows, columns)
+    vertical = _axis(rows, height, step, device)
+    horizontal = _axis(columns, width, step, device)
+    num_tiles, (tile_height, tile_width) = rows * columns, (vertical.cells.shape[1], horizontal.cells.shape[1])
+    places = (rows, columns, tile_height, tile_width)
+    valid = vertical.is_cell[:, None, :, None] & horizontal.is_cell[None, :, None, :]
+    valid = valid.reshape(num_tiles, 1, -1).float()
+    row_position = vertical.positions[:, None, :, None].expand(places)
+    column_position = horizontal.positions[None, :, None, :].expand(places)
+    positions = torch.stack((torch.ones_like(row_position), row_position, column_position), dim=2)
 
-    tile = torch.arange(num_tiles, device=device)
-    offsets = torch.tensor(_OFFSETS, device=device)
-    candidate = torch.arange(len(_OFFSETS), device=device)
-    near_row = (tile // columns)[:, None] + offsets[:, 0]
-    near_column = (tile % columns)[:, None] + offsets[:, 1]
-    exists = (near_row >= 0) & (near_row < rows) & (near_column >= 0) & (near_column < columns)
-    neighbours = torch.where(exists, near_row * columns + near_column, 0).flatten()
-    handicap = torch.zeros(num_tiles * len(_OFFSETS), 6, device=device)
-    handicap[:, 0] = torch.where(exists, candidate, _OUT_OF_REACH).flatten()
-    # Centre k is candidate j of tile t exactly when t lies at the opposite offset from k.
-    far_row = (tile // columns)[:, None] - offsets[:, 0]
-    far_column = (tile % columns)[:, None] - offsets[:, 1]
-    exists = (far_row >= 0) & (far_row < rows) & (far_column >= 0) & (far_column < columns)
-    # Nobody chooses the upper left candidate of the first tile, which is outside: its sum is zero.
-    sources = torch.where(exists, (far_row * columns + far_column) * len(_OFFSETS) + candidate, 1).flatten()
+    candidate = torch.arange(_PACK, device=device)
+    nearby, inside = _tiles_at(torch.tensor(_OFFSETS, device=device), layout)
+    handicap = torch.zeros(num_tiles * _PACK, 6, device=device)
+    handicap[:, 0] = torch.where(inside, candidate, _OUT_OF_REACH).flatten()
+    # A superpixel is candidate j of the tile that lies at the opposite of offset j from its own.
+    opposite, has_opposite = _tiles_at(-torch.tensor(_OFFSETS, device=device), layout)
+    # Where there is no such tile, candidate 1 of tile 0 stands in. It lies outside of the image, so that no cell ever
+    # chooses it and its sum is zero.
+    sources = torch.where(has_opposite, opposite * _PACK + candidate, 1)
 
-    own = tile_ids((rows, columns), height, width, device)
-    row = torch.arange(height, device=device) - torch.tensor(borders[0], device=device)[own[:, 0] // columns]
-    column = torch.arange(width, device=device) - torch.tensor(borders[1], device=device)[own[0, :] % columns]
-    position = (own * sizes[0] + row[:, None]) * sizes[1] + column[None, :]
-    tile_centre = (centres[0][:, None] * width + centres[1][None, :]).flatten()
-    is_centre = (torch.arange(height * width, device=device)[:, None] == tile_centre).any(dim=1)
-    equal = height % rows == 0 and width % columns == 0
+    tile_of_cell = tile_ids(layout, height, width, device)
+    row_in_tile = torch.arange(height, device=device) - vertical.starts[tile_of_cell[:, 0] // columns]
+    column_in_tile = torch.arange(width, device=device) - horizontal.starts[tile_of_cell[0] % columns]
+    place_of_cell = (tile_of_cell * tile_height + row_in_tile[:, None]) * tile_width + column_in_tile
+    tile_centre = (vertical.centres[:, None] * width + horizontal.centres).flatten()
+    padded = height % rows != 0 or width % columns != 0
     return _Tiling(
-        rows=None if equal else index[0].flatten(),
-        columns=None if equal else index[1].flatten(),
-        tile_height=sizes[0],
-        tile_width=sizes[1],
+        rows=vertical.cells.flatten() if padded else None,
+        columns=horizontal.cells.flatten() if padded else None,
+        tile_height=tile_height,
+        tile_width=tile_width,
         valid=valid,
-        places=places,
-        first_candidate=tile[:, None] * len(_OFFSETS),
-        neighbours=neighbours,
+        positions=positions.view(num_tiles, 3, -1) * valid,
+        first_candidate=torch.arange(num_tiles, device=device)[:, None] * _PACK,
+        neighbours=torch.where(inside, nearby, 0).flatten(),
         handicap=handicap,
-        sources=sources,
-        cell_position=position.flatten(),
-        tile_of_cell=own.flatten(),
+        sources=sources.flatten(),
+        place_of_cell=place_of_cell.flatten(),
+        tile_of_cell=tile_of_cell.flatten(),
         tile_centre=tile_centre,
-        is_tile_centre=is_centre,
+        is_tile_centre=(torch.arange(height * width, device=device)[:, None] == tile_centre).any(dim=1),
     )
+
+
+def _axis(count: int, length: int, step: float, device: torch.device) -> _Axis:
+    """The tables of one axis: `length` cells in `count` tiles."""
+    borders = _borders(count, length)
+    longest = max(end - start for start, end in pairwise(borders))
+    starts = torch.tensor(borders[:-1], device=device)
+    ends = torch.tensor(borders[1:], device=device)
+    places = starts[:, None] + torch.arange(longest, device=device)
+    cells = places.clamp(max=length - 1)
+    return _Axis(
+        cells=cells,
+        is_cell=places < ends[:, None],
+        positions=((cells + (0.5 - length / 2)) * step).round(),
+        starts=starts,
+        centres=(starts + ends) // 2,
+    )
+
+
+def _tiles_at(offsets: torch.Tensor, layout: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each tile the tile at each of n `offsets` (rows, columns), `(K, n)`, and whether it is inside the image."""
+    rows, columns = layout
+    tile = torch.arange(rows * columns, device=offsets.device)
+    row = (tile // columns)[:, None] + offsets[:, 0]
+    column = (tile % columns)[:, None] + offsets[:, 1]
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    return row * columns + column, inside
 
 
 def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> torch.Tensor:
@@ -145,7 +177,7 @@ def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def _integer_unit(weight: float, layout: tuple[int, int], height: int, width: int) -> float:
     """The finest unit (1/q Lab, q a power of two ≤ 4) in which no product or sum of `slic` exceeds 2^24."""
-    # Of a cell and of a centroid alike; positions are counted from the middle of the picture.
+    # Of a cell and of a centroid alike; positions are counted from the middle of the image.
     squared_norm = LAB_RADIUS_SQUARED + weight**2 * 0.25 * (height**2 + width**2)
     # |c|² + 2 |c| |f| bounds every partial sum of a distance, in whatever order it is taken.
     distance = _PACK * (3 * squared_norm + 1)
@@ -182,18 +214,18 @@ def slic(
     cell_size: int = 4,
 ) -> torch.Tensor:
     r"""
-    Exactly K superpixels for every picture of a batch, by SLIC on the mean colours of small cells.
+    Exactly K superpixels for every image of a batch, by SLIC on the mean colours of small cells.
 
     SLIC (Achanta et al., "SLIC Superpixels Compared to State-of-the-art Superpixel Methods", 2012): k-means on CIELAB
     colour and position with D² = d_c² + (d_s/S)²·m², S = √(HW/K). Here the K centres start as the means of the tiles
-    of a regular grid (the one seeding rule that gives every picture the same K), each cell is compared with the 3 x 3
+    of a regular grid (the one seeding rule that gives every image the same K), each cell is compared with the 3 x 3
     centres around its own tile, and nothing is relabelled for connectivity. A superpixel that lost all its cells gets
     the cell at its tile's centre; so does one that owns nothing but cells at tile centres, since it could lose them.
     Each superpixel then owns a cell that nobody takes: the others own one that is no tile centre.
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
-            sRGB pictures, uint8, or floating point in 0..1 (rounded to 8 bits).
+            sRGB images, uint8, or floating point in 0..1 (rounded to 8 bits).
         num_superpixels (`int` or pair of `int`, *optional*, defaults to 49):
             K, or (rows, columns) of the tiles.
         compactness (`float`, *optional*, defaults to 10.0):
@@ -203,7 +235,7 @@ def slic(
 
     Returns:
         `torch.LongTensor` of shape `(batch_size, height / cell_size, width / cell_size)` with values in [0, K), each
-        present in every picture.
+        present in every image.
 
     Raises:
         ValueError: on a wrong shape, dtype, cell size, compactness or number of iterations, and when K cannot be laid
@@ -232,12 +264,12 @@ def slic_of_cells(
     colours = _to_tiles(cell_lab(sums, cell_size, unit), layout, tiling)
     if tiling.rows is not None:
         colours = colours * tiling.valid
-    features = torch.cat((tiling.places.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
+    features = torch.cat((tiling.positions.expand(batch, -1, -1, -1), colours), dim=2).flatten(0, 1)
 
     with without_autocast(sums.device.type):
         best, counts = _iterate(features, tiling, num_tiles, num_iterations)
     candidate = best.to(torch.int32).remainder(_PACK)
-    ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.cell_position]
+    ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.place_of_cell]
     return _give_each_a_cell(ids, counts, tiling).view(batch, height, width)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from skimage.color import rgb2lab
@@ -39,6 +40,47 @@ def candidates_of(tile, layout):
     """The tile itself and its neighbours inside the picture, in the order that decides ties."""
     near = [(tile // layout[1] + dr, tile % layout[1] + dc) for dr, dc in OFFSETS]
     return [r * layout[1] + c for r, c in near if 0 <= r < layout[0] and 0 <= c < layout[1]]
+
+
+def tiling(layout, height, width, step):
+    """The tables of `superpixels._tiling`, one cell, one tile and one candidate after the other."""
+    rows, columns = tile_borders(layout[0], height), tile_borders(layout[1], width)
+    tall, wide = (max(end - start for start, end in pairwise(borders)) for borders in (rows, columns))
+    tiles = [(r, c) for r in range(layout[0]) for c in range(layout[1])]
+    tables = {
+        "rows": [min(rows[r] + y, height - 1) for r in range(layout[0]) for y in range(tall)],
+        "columns": [min(columns[c] + x, width - 1) for c in range(layout[1]) for x in range(wide)],
+        "tile_height": tall,
+        "tile_width": wide,
+        "valid": np.zeros((len(tiles), 1, tall * wide)),
+        "positions": np.zeros((len(tiles), 3, tall * wide)),
+        "first_candidate": [[9 * tile] for tile in range(len(tiles))],
+        "neighbours": np.zeros(9 * len(tiles)),
+        "handicap": np.zeros((9 * len(tiles), 6)),
+        "sources": np.ones(9 * len(tiles)),
+        "place_of_cell": np.zeros(height * width),
+        "tile_of_cell": tile_numbers(layout, height, width).ravel(),
+        "tile_centre": [y * width + x for y, x in tile_centres(layout, height, width)],
+        "is_tile_centre": np.zeros(height * width, bool),
+    }
+    if height % layout[0] == width % layout[1] == 0:
+        tables["rows"] = tables["columns"] = None
+    tables["is_tile_centre"][tables["tile_centre"]] = True
+    for tile, (r, c) in enumerate(tiles):
+        for y in range(rows[r], rows[r + 1]):
+            for x in range(columns[c], columns[c + 1]):
+                place = (y - rows[r]) * wide + (x - columns[c])
+                tables["valid"][tile, 0, place] = 1
+                from_middle = [(y + 0.5 - height / 2) * step, (x + 0.5 - width / 2) * step]
+                tables["positions"][tile, :, place] = [1, *map(round, from_middle)]
+                tables["place_of_cell"][y * width + x] = tile * tall * wide + place
+        for candidate, (dr, dc) in enumerate(OFFSETS):
+            inside = (r + dr, c + dc) in tiles
+            tables["neighbours"][9 * tile + candidate] = tiles.index((r + dr, c + dc)) if inside else 0
+            tables["handicap"][9 * tile + candidate, 0] = candidate if inside else 2**27
+            if (r - dr, c - dc) in tiles:
+                tables["sources"][9 * tile + candidate] = 9 * tiles.index((r - dr, c - dc)) + candidate
+    return tables
 
 
 def cell_means(image, cell):
