@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from focusvit_hf import embeddings as embeddings_module
 from focusvit_hf.modeling_focusvit import FocusViTDropPath
@@ -76,10 +75,6 @@ def _layers_again(model, pixels, **options):
     return model(pixels).logits
 
 
-def _all_again(model, pixels, **options):
-    return checkpoint(lambda pixels: model(pixels).logits, pixels.requires_grad_(), **options)
-
-
 def _compiled(model, pixels, run=lambda model, pixels: model(pixels).logits):
     torch.compiler.reset()
     return run(torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager"), pixels)
@@ -104,8 +99,6 @@ def _without_gradients(model, pixels):
         pytest.param(_without_gradients, id="without gradients"),
         pytest.param(lambda *args: _layers_again(*args, use_reentrant=False), id="layers again"),
         pytest.param(lambda *args: _layers_again(*args, use_reentrant=True), id="layers again, reentrant"),
-        pytest.param(lambda *args: _all_again(*args, use_reentrant=False), id="all again"),
-        pytest.param(lambda *args: _all_again(*args, use_reentrant=True), id="all again, reentrant"),
         pytest.param(_compiled, id="compiled"),
         pytest.param(
             lambda *args: _compiled(*args, lambda *args: _layers_again(*args, use_reentrant=False)),

@@ -1,10 +1,11 @@
 """From pixels to tokens: the convolutional stem, linear patches, and what makes the encoder's tokens of either."""
 
-from typing import cast
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from .caching import cached_table
@@ -175,10 +176,12 @@ class FocusViTEmbeddings(nn.Module):
         num_regions = patches[0] * patches[1] if at_depth else config.num_regions(height, width)
 
         if self.training and torch.is_grad_enabled():
-            # What stem and pooling keep for their gradients is a third of all, and quickly computed again.
-            pooled, shapes, patch_weights = checkpoint(
-                self.pool, pixel_values, ids, num_regions, use_reentrant=False, preserve_rng_state=False
-            )
+            # What stem and pooling keep for their gradients is a third of the memory of a step, and quick to compute
+            # again in the backward pass. A compiled graph keeps the statistics of normalisation out of that itself.
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            if not torch.compiler.is_compiling():
+                options["context_fn"] = self._contexts_of_passes
+            pooled, shapes, patch_weights = checkpoint(self.pool, pixel_values, ids, num_regions, **options)
         else:
             pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
         # Autocast narrows what a product gives. As in ViT, what is added up from here on is not narrowed.
@@ -210,18 +213,28 @@ class FocusViTEmbeddings(nn.Module):
             patch = self.config.patch_size
             patches = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
             patch_weights = self.patch_weights(regions, shapes, patches)
-        units = self._embed(pixel_values)
+        units = self.units(pixel_values)
         if patch_weights is None or self.uses_cells:
             return pool_cells(units, regions), shapes, patch_weights
         return pool_units(units, patch_weights), shapes, patch_weights
 
-    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The units. Their statistics move in the forward pass, and not where the backward pass computes it again."""
-        # A compiled graph has its mutations once, and takes what is computed again apart itself.
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            return self.units(pixel_values)
-        copies = {name: buffer.clone() for name, buffer in self.units.named_buffers()}
-        return functional_call(self.units, copies, pixel_values)
+    def _contexts_of_passes(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """For `checkpoint`: what the forward pass runs in, and what it runs in when the backward pass repeats it."""
+        return nullcontext(), self._buffers_kept()
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """
+        Afterwards the stem's running statistics are what they were, so that a step moves them once. A checkpoint that
+        somebody puts around the whole model moves them again, as those of any batch normalisation.
+        """
+        kept = [(buffer, buffer.clone()) for buffer in self.units.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, values in kept:
+                    buffer.copy_(values)
 
     def _pool_in_chunks(
         self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
