@@ -153,6 +153,13 @@ def test_padding_is_refused(processor):
         {"superpixel_compactness": float("nan")},
         {"superpixel_compactness": "10"},
         {"superpixel_compactness": 1e200},
+        {"superpixel_compactness": 1e-160},
+        {"superpixel_iterations": 2**20},
+        {"image_std": 1e-320},
+        {"rescale_factor": 1e300},
+        {"rescale_factor": 0.0},
+        {"size": {"height": 65536, "width": 65536}},
+        {"crop_size": 65536},
         {"superpixel_iterations": 0},
         {"superpixel_iterations": True},
         {"superpixel_cell_size": 3},
@@ -209,7 +216,7 @@ def test_transparent_floats_are_what_transparent_integers_are(processor, white):
 
 
 def test_a_bad_rescale_factor_is_refused(processor):
-    with pytest.raises(ValueError, match=r"Expected rescale_factor > 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"Expected rescale_factor as a number from .*, got 0\.0"):
         processor(noise(8, 8), rescale_factor=0.0)
 
 

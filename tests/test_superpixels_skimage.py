@@ -77,3 +77,10 @@ def test_a_missing_scikit_image_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ImportError, match="needs scikit-image"):
         skimage_slic_ids(np.zeros((3, 8, 8), np.uint8), 4, 10.0, 5, cell_size=2)
+
+
+@pytest.mark.parametrize("compactness", [1e-6, 1e6])
+def test_the_ends_of_the_range_of_compactness_are_safe(compactness):
+    image = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    ids = skimage_slic_ids(image, 16, compactness, 5, 4)
+    assert np.unique(ids).tolist() == list(range(16))

@@ -1,7 +1,6 @@
 """FocusViT model configuration."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,7 +13,15 @@ from transformers.activations import ACT2FN
 
 from .errors import refuse_misspelt
 from .sparsification_options import MODES, RELEVANCES, check_sparsification, kept_counts, kept_shares
-from .superpixel_options import LARGEST_COMPACTNESS, default_cell_size, superpixel_count, superpixel_layout
+from .superpixel_options import (
+    LARGEST_SIZE,
+    SHARED_FIELDS,
+    SuperpixelOptions,
+    check_options,
+    check_range,
+    superpixel_count,
+    superpixel_layout,
+)
 
 
 # Installed with the package. A copy of this file that came with a checkpoint has no such folder beside it.
@@ -28,7 +35,6 @@ configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(  # type: ignore[assignment
 _CHOICES = {
     "embedding_type": ("conv", "patch"),
     "patch_pooling": ("superpixel", "grid", "none"),
-    "superpixel_method": ("torch", "skimage"),
     "superpixel_assignment": ("soft", "hard"),
     "position_embedding_type": ("dynamic", "learned"),
     "mlp_type": ("mlp", "swiglu"),
@@ -36,23 +42,28 @@ _CHOICES = {
     "sparsification_relevance": RELEVANCES,
     "sparsification_mode": MODES,
 }
-_COUNTS = (
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "superpixel_iterations",
-    "stem_channels",
-    "num_latents",
-)
-_POSITIVE = (*_COUNTS, "superpixel_compactness", "layer_norm_eps")
+# Smallest and largest value of each whole number and of each other number that is the configuration's own.
+_COUNTS = {
+    "num_channels": (1, LARGEST_SIZE),
+    "hidden_size": (1, LARGEST_SIZE),
+    # Each layer is built, however narrow: a thousand take seconds.
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, LARGEST_SIZE),
+    "intermediate_size": (1, LARGEST_SIZE),
+    "stem_channels": (1, LARGEST_SIZE),
+    "num_latents": (1, LARGEST_SIZE),
+    "num_register_tokens": (0, LARGEST_SIZE),
+    "num_labels": (0, LARGEST_SIZE),
+}
+_NUMBERS = {
+    "layer_norm_eps": (1e-20, 1.0),
+    "initializer_range": (1e-12, 1e3),
+    "layer_scale": (1e-20, 1e6),
+}
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 # Keys that every configuration takes though they are no attributes of its class.
 _OTHER_KEYS = ("torch_dtype", "attn_implementation")
-# What no model comes near: five times the parameters of the largest ViT, a thousand times the size of any part of it.
-LARGEST_SIZE = 2**20
+# Five times the parameters of the largest ViT.
 _MOST_PARAMETERS = 100_000_000_000
 
 
@@ -212,7 +223,9 @@ class FocusViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
-        self._refuse_absurd(kwargs)
+        # A configuration may come from anywhere: before anything as large as a size is built.
+        self._check_ranges(kwargs)
+        self._check_number_of_parameters(kwargs)
         if self.layer_types is None:
             self.layer_types = ["latent_attention"] * self.num_hidden_layers
         for name in ("image_mean", "image_std"):
@@ -220,7 +233,6 @@ class FocusViTConfig(PreTrainedConfig):
             listed = [values] * self.num_channels if isinstance(values, (int, float)) else values
             setattr(self, name, [float(value) for value in listed])
         super().__post_init__(**kwargs)
-        self._check_ranges()
         self._check_sizes()
         self.validate_layer_type()
         check_sparsification(self)
@@ -274,74 +286,57 @@ class FocusViTConfig(PreTrainedConfig):
         known = {*cls.attribute_map, *_OTHER_KEYS, *(key for key in kwargs if hasattr(cls, key))}
         refuse_misspelt(kwargs, names, "configuration field", known)
 
-    def _refuse_absurd(self, kwargs: dict) -> None:
-        """Before anything as large as a size is built: a configuration may come from anywhere."""
-        sizes: dict[str, Any] = {name: getattr(self, name) for name in (*_COUNTS, "num_register_tokens")}
-        sizes["image_size"] = self.image_size if isinstance(self.image_size, int) else max(self.image_size, default=0)
-        sizes["num_labels"] = kwargs.get("num_labels") or 0
-        if not isinstance(sizes["num_labels"], int):
-            raise ValueError(f"Expected num_labels as a whole number, got {sizes['num_labels']!r}.")
-        for name, size in sizes.items():
-            if size > LARGEST_SIZE:
-                raise ValueError(f"Expected {name} <= {LARGEST_SIZE}, got {size}.")
-        count = self._least_parameters() + sizes["num_labels"] * self.hidden_size
-        if count > _MOST_PARAMETERS:
-            raise ValueError(
-                f"Expected sizes of at most {_MOST_PARAMETERS:.0e} parameters, got {count:.1e} from "
-                f"hidden_size={self.hidden_size}, num_hidden_layers={self.num_hidden_layers}, "
-                f"intermediate_size={self.intermediate_size}, num_labels={sizes['num_labels']}, "
-                f"patch_size={self.patch_size} and image_size={self.image_size}."
-            )
-
-    def _least_parameters(self) -> int:
-        """Parameters of the large matrices: no less than these has to be held."""
-        width = self.hidden_size
-        layer = 4 * width**2 + (3 if self.mlp_type == "swiglu" else 2) * width * self.intermediate_size
-        patch = self.num_channels * self.patch_size**2 * (width if self.embedding_type == "patch" else 0)
-        stem = 9 * self.stem_channels**2 if self.embedding_type == "conv" else 0
-        height, length = self.image_height_and_width
-        patches = (height // max(self.patch_size, 1)) * (length // max(self.patch_size, 1))
-        tokens = self.num_latents + self.num_register_tokens
-        tokens += patches if self.position_embedding_type == "learned" else 0
-        return self.num_hidden_layers * layer + patch + stem + tokens * width
-
-    def _check_ranges(self) -> None:
+    def _check_ranges(self, kwargs: Mapping[str, Any]) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"Expected {name} to be one of {choices}, got {getattr(self, name)!r}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"Expected hidden_act to be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"Expected {name} > 0, got {getattr(self, name)}.")
-        if self.superpixel_compactness > LARGEST_COMPACTNESS:
-            raise ValueError(
-                f"Expected superpixel_compactness <= {LARGEST_COMPACTNESS:g}, got {self.superpixel_compactness}."
-            )
-        if not isinstance(self.num_superpixels, int) and len(self.num_superpixels) != 2:
-            raise ValueError(f"Expected num_superpixels as K or (rows, columns), got {self.num_superpixels}.")
-        if self.layer_scale is not None and not 0 < self.layer_scale < math.inf:
-            raise ValueError(f"Expected layer_scale > 0 or None, got {self.layer_scale}.")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"Expected num_register_tokens >= 0, got {self.num_register_tokens}.")
+        # The number of labels is no field.
+        given = {name: getattr(self, name) for name in (*_COUNTS, *_NUMBERS) if name != "num_labels"}
+        given["num_labels"] = kwargs.get("num_labels")
+        for name, value in given.items():
+            if value is None and name in ("num_labels", "layer_scale"):
+                continue
+            check_range(name, value, *{**_COUNTS, **_NUMBERS}[name], whole=name in _COUNTS)
+        for value in self.image_height_and_width:
+            check_range("image_size", value, 1, LARGEST_SIZE, whole=True)
+        for name in _PROBABILITIES:
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"Expected {name} in [0, 1), got {getattr(self, name)}.")
+        check_options({name: getattr(self, name) for name in ("patch_size", *SHARED_FIELDS)})
         if self.classifier_pooling == "cls_dist_mean" and not self.use_distillation_token:
             raise ValueError(
                 "Expected use_distillation_token=True with classifier_pooling='cls_dist_mean', got False."
             )
-        if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"Expected initializer_range >= 0, got {self.initializer_range}.")
-        for name in _PROBABILITIES:
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"Expected {name} in [0, 1), got {getattr(self, name)}.")
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if len(values) != self.num_channels or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f"Expected {name} with one finite value for each of the {self.num_channels} channels, "
-                    f"got {values}."
-                )
-            if name == "image_std" and min(values) <= 0:
-                raise ValueError(f"Expected image_std > 0, got {values}.")
+
+    def _check_number_of_parameters(self, kwargs: Mapping[str, Any]) -> None:
+        num_labels = kwargs.get("num_labels") or 0
+        count = self._parameters_of_matrices() + num_labels * self.hidden_size
+        if count > _MOST_PARAMETERS:
+            raise ValueError(
+                f"Expected sizes of at most {_MOST_PARAMETERS:.0e} parameters, got {count:.1e} from "
+                f"hidden_size={self.hidden_size}, num_hidden_layers={self.num_hidden_layers}, "
+                f"intermediate_size={self.intermediate_size}, num_labels={num_labels}, "
+                f"patch_size={self.patch_size} and image_size={self.image_size}."
+            )
+
+    def _parameters_of_matrices(self) -> int:
+        """Parameters of the model without those of vectors such as biases and norms, which are few beside them."""
+        width = self.hidden_size
+        attention = 4 * width * width  # queries, keys, values, output
+        mlp = (3 if self.mlp_type == "swiglu" else 2) * width * self.intermediate_size
+        if self.embedding_type == "conv":
+            cells = self.num_channels * (2 * self.cell_size) ** 2 * self.stem_channels
+            mixing = 3**2 * self.stem_channels**2
+            embedding = cells + mixing + 2 * self.stem_channels * width
+        else:
+            embedding = self.num_channels * self.patch_size**2 * width
+        learned_tokens = self.num_latents + self.num_register_tokens
+        if self.position_embedding_type == "learned":
+            height, length = self.image_height_and_width
+            learned_tokens += (height // self.patch_size) * (length // self.patch_size)
+        return self.num_hidden_layers * (attention + mlp) + embedding + learned_tokens * width
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -349,10 +344,12 @@ class FocusViTConfig(PreTrainedConfig):
                 f"Expected a hidden_size that num_attention_heads={self.num_attention_heads} divides, "
                 f"got {self.hidden_size}."
             )
-        if self.patch_size % self.cell_size:
-            raise ValueError(
-                f"Expected a superpixel_cell_size that divides patch_size={self.patch_size}, got {self.cell_size}."
-            )
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if len(values) != self.num_channels:
+                raise ValueError(
+                    f"Expected {name} with one value for each of the {self.num_channels} channels, got {values}."
+                )
         height, width = self.image_height_and_width
         if not self.takes_size(height, width):
             raise ValueError(f"Expected an image_size that {self.size_step} divides, got {self.image_size}.")
@@ -394,11 +391,7 @@ class FocusViTConfig(PreTrainedConfig):
     @property
     def cell_size(self) -> int:
         """Side of a superpixel cell in pixels: `superpixel_cell_size` or its default."""
-        if self.superpixel_cell_size is None:
-            return default_cell_size(self.patch_size)
-        if self.superpixel_cell_size < 1:
-            raise ValueError(f"Expected superpixel_cell_size >= 1, got {self.superpixel_cell_size}.")
-        return self.superpixel_cell_size
+        return SuperpixelOptions.of(self).cell_size
 
     @property
     def size_step(self) -> str:

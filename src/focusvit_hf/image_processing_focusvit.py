@@ -25,7 +25,16 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .errors import refuse_misspelt
-from .images import channels_first, decode_image, fixed_size, flat_images, levels_of_floats, naming_image, resize
+from .images import (
+    channels_first,
+    check_area,
+    decode_image,
+    fixed_size,
+    flat_images,
+    levels_of_floats,
+    naming_image,
+    resize,
+)
 from .superpixel_maps import superpixel_map
 from .superpixel_options import (
     SHARED_FIELDS,
@@ -179,6 +188,13 @@ class FocusViTImageProcessor(PilBackend):
         if isinstance(kwargs["num_superpixels"], list):
             kwargs["num_superpixels"] = tuple(kwargs["num_superpixels"])
         check_options(kwargs)
+        for name in ("size", "crop_size"):
+            length = kwargs.get(name)
+            if length is not None and length.height and length.width:
+                try:
+                    check_area(length.height, length.width)
+                except ValueError as error:
+                    raise ValueError(f"Expected another {name}: {error}.") from error
         return kwargs
 
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
@@ -191,9 +207,6 @@ class FocusViTImageProcessor(PilBackend):
             raise ValueError(
                 f"Expected data_format 'channels_first' or 'channels_last', got {kwargs['data_format']!r}."
             )
-        factor = kwargs["rescale_factor"]
-        if kwargs["do_rescale"] and not 0 < factor < math.inf:
-            raise ValueError(f"Expected rescale_factor > 0, got {factor}.")
         size = fixed_size(kwargs)
         # Where the options fix the size, a misfit shows before any image is decoded.
         if kwargs["do_superpixels"] and size is not None:

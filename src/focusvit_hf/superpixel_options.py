@@ -1,7 +1,7 @@
 """Options of superpixels and normalisation: what values they take, and which of them processor and model share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -34,12 +34,12 @@ def _squarest_layout(num_superpixels: int, height: int, width: int) -> tuple[int
 
 def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
     """
-    How `num_superpixels` tiles are laid out over a picture of `height` x `width` cells.
+    How `num_superpixels` tiles are laid out over an image of `height` x `width` cells.
 
     Args:
         num_superpixels (`int` or pair of `int`):
             Number of superpixels, or their (rows, columns). A number must factor into tiles of an aspect of at most 2.
-        height (`int`), width (`int`): Size of the picture in cells.
+        height (`int`), width (`int`): Size of the image in cells.
 
     Returns:
         `tuple[int, int]`: (rows, columns), the factors whose tiles are nearest to squares.
@@ -53,7 +53,7 @@ def superpixel_layout(num_superpixels: int | Sequence[int], height: int, width: 
         rows, columns = num_superpixels
         if not (1 <= rows <= height and 1 <= columns <= width):
             raise ValueError(
-                f"Expected (rows, columns) of superpixels between (1, 1) and the picture's ({height}, {width}) cells, "
+                f"Expected (rows, columns) of superpixels between (1, 1) and the image's ({height}, {width}) cells, "
                 f"got ({rows}, {columns})."
             )
         return rows, columns
@@ -76,9 +76,22 @@ def _borders(count: int, length: int) -> list[int]:
     return [i * length // count for i in range(count + 1)]
 
 
-# Beyond it colours count for nothing, and squares of distances leave the range of floats.
-LARGEST_COMPACTNESS = 1e6
+# What no model comes near: a thousand times the size of any part of the largest ViT.
+LARGEST_SIZE = 2**20
 SUPERPIXEL_METHODS = ("torch", "skimage")
+# Smallest and largest value of each number that processor and configuration share.
+_RANGES: dict[str, tuple[float, float]] = {
+    "patch_size": (1, LARGEST_SIZE),
+    # SLIC settles within ten rounds; a configuration from anywhere must not keep a machine busy for hours.
+    "superpixel_iterations": (1, 1000),
+    # Below, scikit-image's SLIC divides by a square that is zero and ends the process. Above, colours count for
+    # nothing, and squares of distances leave the range of floats.
+    "superpixel_compactness": (1e-6, 1e6),
+    # Within these float32 holds the normalised pixels.
+    "image_mean": (-1e6, 1e6),
+    "image_std": (1e-6, 1e6),
+    "rescale_factor": (1e-6, 1e6),
+}
 # What processor and configuration share; a cell size of None counts as the one it stands for.
 SHARED_FIELDS = (
     "num_superpixels",
@@ -113,38 +126,43 @@ class SuperpixelOptions(NamedTuple):
         )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def check_range(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    """Raises ValueError unless `value` is a number, or a whole number, from `low` to `high`."""
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise ValueError(f"Expected {name} as {kind} from {low} to {high}, got {value!r}.")
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raises ValueError for options out of range; `options` holds all of them."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """
+    Raises ValueError for options out of range.
+
+    Args:
+        options (mapping): `patch_size`, all of [`SHARED_FIELDS`] and, of a processor, `rescale_factor`.
+    """
     for name in ("superpixel_iterations", "patch_size"):
-        if not _is_count(options[name]):
-            raise ValueError(f"Expected {name} as a whole number >= 1, got {options[name]!r}.")
+        check_range(name, options[name], *_RANGES[name], whole=True)
     number = options["num_superpixels"]
-    pair = number if isinstance(number, tuple) else (number, 1)
-    if len(pair) != 2 or not all(map(_is_count, pair)):
-        raise ValueError(f"Expected num_superpixels as K >= 1 or (rows, columns), each >= 1, got {number!r}.")
-    compactness = options["superpixel_compactness"]
-    if not isinstance(compactness, (int, float)) or not 0 < compactness <= LARGEST_COMPACTNESS:
-        raise ValueError(f"Expected superpixel_compactness > 0 and <= {LARGEST_COMPACTNESS:g}, got {compactness!r}.")
+    pair = number if isinstance(number, (list, tuple)) else (number, 1)
+    if len(pair) != 2 or not all(isinstance(value, int) and value >= 1 and value is not True for value in pair):
+        raise ValueError(f"Expected num_superpixels as K or (rows, columns), each >= 1, got {number!r}.")
+    check_range("superpixel_compactness", options["superpixel_compactness"], *_RANGES["superpixel_compactness"])
     if options["superpixel_method"] not in SUPERPIXEL_METHODS:
         raise ValueError(
             f"Expected superpixel_method to be one of {SUPERPIXEL_METHODS}, got {options['superpixel_method']!r}."
         )
     cell = options["superpixel_cell_size"]
-    if cell is not None and (not _is_count(cell) or options["patch_size"] % cell):
-        raise ValueError(
-            f"Expected a superpixel_cell_size that divides patch_size={options['patch_size']}, got {cell!r}."
-        )
-    for name in ("image_mean", "image_std"):
-        values = options[name]
-        values = values if isinstance(values, tuple) else () if values is None else (values,)
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
-            raise ValueError(f"Expected finite numbers in {name}, got {options[name]!r}.")
-        if name == "image_std" and not all(value > 0 for value in values):
-            raise ValueError(f"Expected image_std > 0, got {options[name]!r}.")
+    if cell is not None:
+        check_range("superpixel_cell_size", cell, 1, LARGEST_SIZE, whole=True)
+        if options["patch_size"] % cell:
+            raise ValueError(
+                f"Expected a superpixel_cell_size that divides patch_size={options['patch_size']}, got {cell!r}."
+            )
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        values = options.get(name)
+        for value in values if isinstance(values, (list, tuple)) else () if values is None else (values,):
+            check_range(name, value, *_RANGES[name])
 
 
 def superpixel_count(num_superpixels: int | Sequence[int]) -> int:
