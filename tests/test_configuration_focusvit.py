@@ -338,12 +338,13 @@ def test_the_base_class_reads_it_as_trainer_does_to_resume(tmp_path):
     assert PreTrainedConfig.from_json_file(tmp_path / "config.json").layer_types[1] == "latent_attention"
 
 
-PRESETS = sorted(path.stem for path in Path(configuration_focusvit.__file__).with_name("presets").glob("*.json"))
+PRESET_FOLDER = Path(configuration_focusvit.__file__).with_name("presets")
+PRESETS = sorted(path.stem for path in PRESET_FOLDER.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_configurations(name):
-    path = Path(configuration_focusvit.__file__).with_name("presets") / f"{name}.json"
+    path = PRESET_FOLDER / f"{name}.json"
     preset = json.loads(path.read_text())
     config = FocusViTConfig.from_preset(name, num_labels=7)
     assert {field: getattr(config, field) for field in preset} == preset
@@ -379,3 +380,49 @@ def test_a_copy_without_presets_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(configuration_focusvit, "_PRESETS", tmp_path / "presets")
     with pytest.raises(ValueError, match="only the installed package has"):
         FocusViTConfig.from_preset("focusvit-tiny")
+
+
+@pytest.fixture
+def warnings_of(caplog):
+    """The warnings that the configuration gives for some fields."""
+
+    def warn(**overrides):
+        configuration_focusvit.logger.warning_once.cache_clear()
+        caplog.clear()
+        FocusViTConfig(**overrides)
+        return [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+
+    return warn
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"superpixel_assignment": "hard"}, "superpixel_assignment='hard'"),
+        ({"stem_channels": 64, "embedding_type": "patch"}, "stem_channels=64"),
+        ({"position_antialias": True}, "position_antialias=True"),
+        ({"hidden_act": "relu", "mlp_type": "swiglu"}, "hidden_act='relu'"),
+        ({"num_latents": 4, "layer_types": ["full_attention"] * 12}, "num_latents=4"),
+        ({"drop_path_rate": 0.1, "num_hidden_layers": 1}, "drop_path_rate=0.1"),
+    ],
+)
+def test_a_field_that_changes_nothing_is_told(warnings_of, overrides, field):
+    (message,) = warnings_of(**overrides)
+    assert message.startswith(f"{field} has no effect: ")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"superpixel_assignment": "hard", "embedding_type": "patch"},
+        {"superpixel_assignment": "hard", "position_embedding_type": "learned"},
+        {"position_antialias": True, "position_embedding_type": "learned"},
+        {"num_latents": 4},
+        {"drop_path_rate": 0.1},
+        *(json.loads(path.read_text()) for path in sorted(PRESET_FOLDER.glob("*.json"))),
+    ],
+    ids=str,
+)
+def test_fields_that_count_and_those_of_controls_are_taken_quietly(warnings_of, overrides):
+    assert not warnings_of(**overrides)

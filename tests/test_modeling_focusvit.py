@@ -8,7 +8,7 @@ import torch
 from accelerate import cpu_offload
 from transformers import ViTConfig, ViTForImageClassification
 
-from focusvit_hf import FocusViTImageProcessor
+from focusvit_hf import FocusViTImageProcessor, cielab, embeddings, modeling_focusvit, regions, superpixels
 from focusvit_hf.superpixels import slic, tile_ids
 from focusvit_hf.training.elastic import ElasticSuperpixels
 
@@ -435,3 +435,134 @@ def test_superpixels_of_scikit_image_are_the_processors_alone(tiny_model, pixels
 def test_maps_of_narrow_integers_are_taken(tiny_model, pixels, ids, dtype):
     model = tiny_model()
     assert torch.equal(logits(model, pixels, ids.to(dtype)), logits(model, pixels, ids))
+
+
+# Unusual ways to run it.
+
+
+@pytest.mark.parametrize("pooling", ["superpixel", "none"])
+def test_an_empty_batch_is_refused(tiny_model, pixels, pooling):
+    model = tiny_model(patch_pooling=pooling)
+    for run in (model, model.focusvit, model.focusvit.region_ids):
+        with pytest.raises(ValueError, match=r"Expected at least one image, got .* \(0, 3, 32, 32\)"):
+            run(pixels[:0])
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("embedding", ["conv", "patch"])
+@pytest.mark.parametrize("position", ["dynamic", "learned"])
+def test_quantised_linear_layers_run(tiny_model, pixels, embedding, position):
+    model = tiny_model(embedding_type=embedding, position_embedding_type=position)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    difference = (logits(quantised, pixels) - logits(model, pixels)).abs().max()
+    assert 0 < difference < 0.1 * logits(model, pixels).abs().max()
+
+
+class OfAnotherType(torch.nn.Module):
+    """A linear layer whose weights are of a type that no activation has, as those of bitsandbytes."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.weight = torch.nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, states):
+        assert states.is_floating_point()
+        return torch.nn.functional.linear(states, (self.weight * self.scale).to(states.dtype), self.bias)
+
+
+@pytest.mark.parametrize("position", ["dynamic", "learned"])
+def test_types_follow_from_activations_and_not_from_weights(tiny_model, pixels, position):
+    model = tiny_model(position_embedding_type=position)
+    expected = logits(model, pixels)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            model.set_submodule(name, OfAnotherType(module))
+    assert (logits(model, pixels) - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("pooling", ["superpixel", "grid", "none"])
+def test_a_cold_model_can_be_traced(tiny_model, pixels, pooling):
+    model = tiny_model(patch_pooling=pooling)
+    for module in (cielab, embeddings, regions, superpixels):
+        for table in vars(module).values():
+            if hasattr(table, "cache_clear"):
+                table.cache_clear()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, pixels[:2], strict=False)
+        found = [traced(images)["logits"] for images in (pixels[:2], pixels[2:])]
+    torch.testing.assert_close(torch.cat(found), logits(model, pixels), **CLOSE)
+    # Nothing of the trace is left behind.
+    torch.testing.assert_close(logits(model, pixels), torch.cat(found), **CLOSE)
+
+
+def test_a_map_of_fewer_superpixels_than_the_model_is_told(tiny_model, pixels, ids, caplog):
+    model = tiny_model()
+    modeling_focusvit.logger.warning_once.cache_clear()
+    logits(model, pixels, ids)
+    assert "largest id" not in caplog.text
+    fewer = FocusViTImageProcessor.from_model_config(model.config, num_superpixels=9)
+    inputs = fewer.process_levels((pixels / 2 + 0.5).mul(255).round())
+    logits(model, **inputs)
+    assert "The largest id of these superpixel_ids is 8, but the model pools to 16 superpixels" in caplog.text
+
+
+# A change of each field, and what it has to be made on, to a model that differs: in its weights, in its answer in
+# evaluation or training, or in the map. Fields of a size alone stand in the tests of the configuration.
+CHANGES = {
+    "image_size": ({"image_size": 64}, {"position_embedding_type": "learned"}),
+    "patch_size": ({"patch_size": 16, "superpixel_cell_size": 2}, {"embedding_type": "patch"}),
+    "num_channels": ({"num_channels": 1}, {}),
+    "hidden_size": ({"hidden_size": 64}, {}),
+    "num_hidden_layers": ({"num_hidden_layers": 3}, {}),
+    "num_attention_heads": ({"num_attention_heads": 2}, {}),
+    "intermediate_size": ({"intermediate_size": 64}, {}),
+    "hidden_act": ({"hidden_act": "relu"}, {}),
+    "hidden_dropout_prob": ({"hidden_dropout_prob": 0.5}, {}),
+    "attention_probs_dropout_prob": ({"attention_probs_dropout_prob": 0.5}, {}),
+    "drop_path_rate": ({"drop_path_rate": 0.9}, {}),
+    "initializer_range": ({"initializer_range": 0.1}, {}),
+    "layer_norm_eps": ({"layer_norm_eps": 0.1}, {}),
+    "qkv_bias": ({"qkv_bias": False}, {}),
+    "mlp_type": ({"mlp_type": "swiglu"}, {}),
+    "layer_scale": ({"layer_scale": 0.5}, {}),
+    "use_distillation_token": ({"use_distillation_token": True}, {}),
+    "num_register_tokens": ({"num_register_tokens": 2}, {}),
+    "embedding_type": ({"embedding_type": "patch"}, {}),
+    "stem_channels": ({"stem_channels": 16}, {}),
+    "patch_pooling": ({"patch_pooling": "grid"}, {}),
+    "num_superpixels": ({"num_superpixels": 9}, {}),
+    "superpixel_compactness": ({"superpixel_compactness": 1.0}, {}),
+    "superpixel_iterations": ({"superpixel_iterations": 1}, {}),
+    "superpixel_cell_size": ({"superpixel_cell_size": 4}, {}),
+    "superpixel_assignment": ({"superpixel_assignment": "hard"}, {"embedding_type": "patch"}),
+    "position_embedding_type": ({"position_embedding_type": "learned"}, {}),
+    "position_antialias": ({"position_antialias": True}, {"position_embedding_type": "learned", "image_size": 64}),
+    "layer_types": ({"layer_types": [FULL, LATENT]}, {}),
+    "num_latents": ({"num_latents": 8}, {}),
+    "attention_area_bias": ({"attention_area_bias": True}, {}),
+    "classifier_pooling": ({"classifier_pooling": "cls_patch_mean"}, {}),
+    "image_mean": ({"image_mean": 0.4}, {}),
+    "image_std": ({"image_std": 0.25}, {}),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_something(tiny_model, pixels, field):
+    change, base = CHANGES[field]
+
+    def outcome(**overrides):
+        torch.manual_seed(0)
+        model = tiny_model(**{**base, **overrides})
+        weights = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+        images = pixels[:, : model.config.num_channels]
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return weights, model.eval()(images).logits, model.train()(images).logits
+
+    (weights, *answers), (changed_weights, *changed_answers) = outcome(), outcome(**change)
+    if weights == changed_weights:
+        assert any((one - other).abs().max() > 1e-6 for one, other in zip(answers, changed_answers, strict=True))

@@ -26,7 +26,7 @@ def cached_table(build: Callable[_Arguments, _Table]) -> Callable[_Arguments, _T
 
     @wraps(build)
     def table(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Table:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return build(*arguments, **options)
         return kept(*arguments, **options)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
 from .errors import refuse_misspelt
 from .sparsification_options import MODES, RELEVANCES, check_sparsification, kept_counts, kept_shares
@@ -26,9 +27,12 @@ from .superpixel_options import (
 
 # Installed with the package. A copy of this file that came with a checkpoint has no such folder beside it.
 _PRESETS = Path(__file__).with_name("presets")
+logger = logging.get_logger(__name__)
+
 LAYER_TYPES = ("full_attention", "latent_attention")
-# Before it resumes, Trainer reads a checkpoint's config.json through the base class, which knows the library's own
-# kinds of layers only and offers no registration.
+# A constant of the library is changed here because nothing smaller works: before it resumes, Trainer reads a
+# checkpoint's config.json as a PreTrainedConfig, whose own check of `layer_types` knows the library's kinds of layers
+# only, asks no subclass and offers no registration. Without this no run with latent layers could be resumed.
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(  # type: ignore[assignment]
     dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
 )
@@ -236,6 +240,8 @@ class FocusViTConfig(PreTrainedConfig):
         self._check_sizes()
         self.validate_layer_type()
         check_sparsification(self)
+        for field, reason in self._idle_fields().items():
+            logger.warning_once(f"{field}={getattr(self, field)!r} has no effect: {reason}.")
 
     @classmethod
     def from_preset(cls, name: str | os.PathLike[str], **overrides: Any) -> "FocusViTConfig":
@@ -337,6 +343,36 @@ class FocusViTConfig(PreTrainedConfig):
             height, length = self.image_height_and_width
             learned_tokens += (height // self.patch_size) * (length // self.patch_size)
         return self.num_hidden_layers * (attention + mlp) + embedding + learned_tokens * width
+
+    def _idle_fields(self) -> dict[str, str]:
+        """
+        Fields that were given and change nothing, with the reason. The controls, a grid and the dense model, have the
+        fields of the model they stand beside, and those are theirs to ignore.
+        """
+        own_units = self.embedding_type == "conv" and self.position_embedding_type == "dynamic"
+        superpixels = self.patch_pooling == "superpixel"
+        full = set(self.layer_types or ()) == {"full_attention"}
+        reasons = {
+            "superpixel_assignment": (
+                own_units and superpixels,
+                "with embedding_type='conv' and position_embedding_type='dynamic' each cell lies in one superpixel",
+            ),
+            "stem_channels": (self.embedding_type == "patch", "embedding_type='patch' has no stem"),
+            "position_antialias": (
+                self.position_embedding_type == "dynamic",
+                "position_embedding_type='dynamic' has no table to interpolate",
+            ),
+            "hidden_act": (self.mlp_type == "swiglu", "mlp_type='swiglu' has an activation of its own"),
+            "num_latents": (superpixels and full, "no layer of layer_types is 'latent_attention'"),
+            "drop_path_rate": (
+                self.num_hidden_layers == 1,
+                "it rises from 0 in the first layer, and there is but one",
+            ),
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: reason for name, (idle, reason) in reasons.items() if idle and getattr(self, name) != defaults[name]
+        }
 
     def _check_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:

@@ -17,7 +17,7 @@ from .superpixels import tile_ids
 from .transformer_blocks import keep_variance
 
 
-# What the units of a chunk of pictures may take.
+# What the units of a chunk of images may take in memory: about what the caches of a CPU hold.
 _CHUNK_BYTES = 2**23
 
 
@@ -101,7 +101,7 @@ class FocusViTConvEmbedding(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         cells = self.mixing(self.cells(pixel_values).relu_())
         features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
-        position = self.position(features.to(self.position.weight.dtype))
+        position = self.position(features.to(cells.dtype))
         return (cells.flatten(2).transpose(1, 2) + position).relu_()
 
 
@@ -193,7 +193,7 @@ class FocusViTEmbeddings(nn.Module):
         if isinstance(self.position, FocusViTLearnedPosition):
             special, positions = self.position(special, patches, patch_weights)
         else:
-            positions = self.position(shapes)
+            positions = self.position(shapes, tokens.dtype)
         tokens = tokens + positions
         prefix = torch.cat((special, self.register_tokens), dim=1) if config.num_register_tokens else special
         prefix = prefix.expand(tokens.shape[0], -1, -1)
@@ -239,14 +239,15 @@ class FocusViTEmbeddings(nn.Module):
     def _pool_in_chunks(
         self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """[`pool`] a few pictures at a time: a CPU's caches hold what that takes, and so need fewer new pages."""
-        picture = 4 * ids.shape[1] * ids.shape[2] * self.config.stem_channels
-        count = max(1, _CHUNK_BYTES // picture)
+        """[`pool`] a few images at a time: a CPU is faster where its caches hold the units of a chunk."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        # Training normalises over the batch; a chunk with gradients would keep its pages anyway.
+        if traced or self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu":
+            return self.pool(pixel_values, ids, num_regions)
+        bytes_of_image = 4 * ids.shape[1] * ids.shape[2] * self.config.stem_channels
+        count = max(1, _CHUNK_BYTES // bytes_of_image)
         batch = pixel_values.shape[0]
-        whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or pixel_values.device.type != "cpu"
-        # Training normalises over the batch.
-        whole = whole or self.training
-        if whole or batch <= count or ids.shape[0] != batch:
+        if batch <= count or ids.shape[0] != batch:
             return self.pool(pixel_values, ids, num_regions)
         chunks = [
             self.pool(*chunk, num_regions) for chunk in zip(pixel_values.split(count), ids.split(count), strict=True)

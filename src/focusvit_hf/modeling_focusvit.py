@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -26,6 +26,9 @@ from .token_choice import RATIO_WEIGHT, ratio_loss
 from .token_relevance import TokenObserver, image_seeds
 from .token_sparsification import FocusViTTokenSparsification, TokenChoice, TokenState
 from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -232,6 +235,9 @@ class FocusViTModel(FocusViTPreTrainedModel):
                 f"Expected pixel_values of shape (batch, {config.num_channels}, height, width), "
                 f"got {tuple(pixel_values.shape)}."
             )
+        # A graph for any number of images must not be bound to one by asking for it.
+        if not torch.compiler.is_compiling() and pixel_values.shape[0] == 0:
+            raise ValueError(f"Expected at least one image, got pixel_values of shape {tuple(pixel_values.shape)}.")
         if not pixel_values.is_floating_point():
             raise ValueError(f"Expected normalised pixel_values in floating point, got {pixel_values.dtype}.")
         height, width = pixel_values.shape[-2:]
@@ -258,6 +264,12 @@ class FocusViTModel(FocusViTPreTrainedModel):
             if low < 0 or high >= config.superpixel_count:
                 raise ValueError(
                     f"Expected superpixel_ids in [0, {config.superpixel_count}), got values from {low} to {high}."
+                )
+            if high + 1 < config.superpixel_count:
+                logger.warning_once(
+                    f"The largest id of these superpixel_ids is {high}, but the model pools to "
+                    f"{config.superpixel_count} superpixels, so that some stay empty and accuracy suffers: give "
+                    f"num_superpixels={config.num_superpixels} to the image processor, or to both."
                 )
 
     def _column_bias(self, state: TokenState, dtype: torch.dtype) -> torch.Tensor | None:

@@ -34,7 +34,9 @@ def fourier_features(coordinates: torch.Tensor, num_bands: int = _POSITION_BANDS
 class FocusViTDynamicPosition(nn.Module):
     """
     Position of a token from the geometry of its region: Fourier features of the centroid, and the logarithms of area
-    and extent, through a small MLP. `(batch_size, K, 5)` to `(batch_size, K, hidden_size)`.
+    and extent, through a small MLP. `(batch_size, K, 5)` to `(batch_size, K, hidden_size)`. The features are taken in
+    float32 and go through the MLP in the type of the tokens that the position is added to: the type of a weight would
+    say nothing of that where the MLP is quantised.
     """
 
     def __init__(self, config: FocusViTConfig):
@@ -45,10 +47,10 @@ class FocusViTDynamicPosition(nn.Module):
         # Not the second layer: like the table of a ViT, the position starts small beside the token it is added to.
         keep_variance(self.fc1)
 
-    def forward(self, shapes: torch.Tensor) -> torch.Tensor:
+    def forward(self, shapes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         extent = shapes[..., 2:].clamp(min=_SMALLEST_AREA).log()
         features = torch.cat((fourier_features(shapes[..., :2]), extent), dim=-1)
-        return self.fc2(self.activation(self.fc1(features.to(self.fc1.weight.dtype))))
+        return self.fc2(self.activation(self.fc1(features.to(dtype))))
 
 
 class FocusViTLearnedPosition(nn.Module):
