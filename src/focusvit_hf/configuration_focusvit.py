@@ -349,12 +349,14 @@ class FocusViTConfig(PreTrainedConfig):
         Fields that were given and change nothing, with the reason. The controls, a grid and the dense model, have the
         fields of the model they stand beside, and those are theirs to ignore.
         """
-        own_units = self.embedding_type == "conv" and self.position_embedding_type == "dynamic"
+        by_cells = (
+            self.embedding_type == "conv" and self.position_embedding_type == "dynamic" and not self.pooling_layer
+        )
         superpixels = self.patch_pooling == "superpixel"
         full = set(self.layer_types or ()) == {"full_attention"}
         reasons = {
             "superpixel_assignment": (
-                own_units and superpixels,
+                by_cells and superpixels,
                 "with embedding_type='conv' and position_embedding_type='dynamic' each cell lies in one superpixel",
             ),
             "stem_channels": (self.embedding_type == "patch", "embedding_type='patch' has no stem"),
@@ -366,7 +368,7 @@ class FocusViTConfig(PreTrainedConfig):
             "num_latents": (superpixels and full, "no layer of layer_types is 'latent_attention'"),
             "drop_path_rate": (
                 self.num_hidden_layers == 1,
-                "it rises from 0 in the first layer, and there is but one",
+                "it rises from 0 in the first layer, which is the only one",
             ),
         }
         defaults = {field.name: field.default for field in fields(self)}
