@@ -327,7 +327,7 @@ def test_skimage_owns_every_id(cat, number):
 def test_skimage_takes_up_to_a_superpixel_a_cell(processor):
     output = processor(noise(8, 8), superpixel_method="skimage", num_superpixels=256, return_tensors="pt")
     assert_owned(output.superpixel_ids, 256)
-    with pytest.raises(ValueError, match="up to the 256 cells of the picture, got 257"):
+    with pytest.raises(ValueError, match="up to the 256 cells of the image, got 257"):
         processor(noise(8, 8), superpixel_method="skimage", num_superpixels=257)
 
 

@@ -76,7 +76,7 @@ def cell_sums_of_pixels(
     pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float], cell_size: int
 ) -> torch.Tensor:
     """
-    [`cell_sums`] of a normalised picture.
+    [`cell_sums`] of a normalised image.
 
     Of float32 pixels only the cells' means are rescaled, to whole sums of levels, which is what rounding each pixel
     gives wherever the pixels come from 8 bits. Of narrower types, which may be off by nearly half a level, and of
@@ -120,7 +120,7 @@ def cell_lab(sums: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
         `torch.FloatTensor` like `sums`: (L - 50, a, b) · unit.
     """
     linear_light, lab_curve, xyz_from_rgb = _tables(sums.device)
-    # NaN must not index the table; the logits of such a picture are NaN anyway.
+    # NaN must not index the table; the logits of such an image are NaN anyway.
     grey = (sums * (_GREY_STEPS / cell_size**2)).round_().nan_to_num_().long()
     linear = linear_light[grey]
     # No matrix product: those may be rounded, to TF32 for instance.

@@ -93,7 +93,7 @@ class FocusViTConfig(PreTrainedConfig):
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embedding, attention and MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth: share of pictures a residual branch is skipped for, rising linearly to this in the last
+            Stochastic depth: share of images a residual branch is skipped for, rising linearly to this in the last
             layer.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
         layer_norm_eps (`float`, *optional*, defaults to 1e-12): Epsilon of the layer norms.
@@ -107,14 +107,14 @@ class FocusViTConfig(PreTrainedConfig):
         embedding_type (`str`, *optional*, defaults to `"conv"`):
             Units that are pooled: `"conv"`, cells of a small convolutional stem, pooled by mean and maximum;
             `"patch"`, linear patches as in ViT and the paper, pooled by their mean. The stem is batch-normalised: it
-            keeps running statistics, learns poorly from batches of a few pictures, and where several processes train,
+            keeps running statistics, learns poorly from batches of a few images, and where several processes train,
             each normalises by its own part, unless `torch.nn.SyncBatchNorm.convert_sync_batchnorm` was called.
         stem_channels (`int`, *optional*, defaults to 32): Channels of the convolutional stem.
         patch_pooling (`str`, *optional*, defaults to `"superpixel"`):
             What a token is pooled over: `"superpixel"`; `"grid"`, as many tiles of a regular grid; `"none"`, one token
             a patch (the dense control).
         num_superpixels (`int` or (rows, columns), *optional*, defaults to 49):
-            K, the number of tokens of a picture. An `int` must factor into tiles of an aspect of at most 2.
+            K, the number of tokens of an image. An `int` must factor into tiles of an aspect of at most 2.
         superpixel_compactness (`float`, *optional*, defaults to 10.0): m of SLIC: larger is squarer.
         superpixel_iterations (`int`, *optional*, defaults to 5): Rounds of SLIC.
         superpixel_cell_size (`int`, *optional*):
@@ -397,7 +397,7 @@ class FocusViTConfig(PreTrainedConfig):
             self.num_superpixels = list(self.num_superpixels)
 
     def require_num_superpixels(self, num_superpixels: int | Sequence[int]) -> None:
-        """Raises ValueError unless pictures of `image_size` can be pooled to as many tokens (or rows, columns)."""
+        """Raises ValueError unless images of `image_size` can be pooled to as many tokens (or rows, columns)."""
         if self.patch_pooling == "none":
             raise ValueError(
                 f"Expected patch_pooling 'superpixel' or 'grid' for {num_superpixels} tokens, got 'none'."
@@ -433,13 +433,13 @@ class FocusViTConfig(PreTrainedConfig):
 
     @property
     def size_step(self) -> str:
-        """What divides height and width of every picture, for messages: the field and its value in pixels."""
+        """What divides height and width of every image, for messages: the field and its value in pixels."""
         if self._uses_patches:
             return f"patch_size={self.patch_size}"
         return f"superpixel_cell_size={self.cell_size}"
 
     def takes_size(self, height: int, width: int) -> bool:
-        """Whether the model works on pictures of `height` x `width` pixels."""
+        """Whether the model works on images of `height` x `width` pixels."""
         step = self.patch_size if self._uses_patches else self.cell_size
         return min(height, width) > 0 and height % step == 0 and width % step == 0
 

@@ -61,7 +61,8 @@ class FocusViTConvNorm(nn.Module):
         norm, convolution = self.norm, self.convolution
         if norm.training and norm.weight.requires_grad:
             return norm(convolution(pixels))
-        # What was replaced, hooked or put elsewhere has to be called.
+        # A part that somebody replaced, hooked or moved to another device is called, since folding would leave out
+        # what they want of it.
         if _is_plain(convolution, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
             kernel, factor = convolution.weight, norm.weight
             if kernel.device == factor.device == pixels.device:
@@ -89,7 +90,7 @@ class FocusViTConvEmbedding(nn.Module):
     def __init__(self, config: FocusViTConfig):
         super().__init__()
         channels, cell = config.stem_channels, config.cell_size
-        # One more pixel where there would be no middle.
+        # Of cells of an odd size the kernel is a pixel larger, so that it overlaps both neighbours alike.
         self.cells = FocusViTConvNorm(config.num_channels, channels, kernel_size=2 * cell + cell % 2, stride=cell)
         self.mixing = FocusViTConvNorm(channels, channels, kernel_size=3)
         self.position = nn.Linear(4 * _POSITION_BANDS, channels)
@@ -97,7 +98,7 @@ class FocusViTConvEmbedding(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_compiling():
-            # Convolutions are faster on it, and pooling wants the channels last anyway.
+            # With the channels last convolutions are faster, and pooling needs no copy to bring them there.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         cells = self.mixing(self.cells(pixel_values).relu_())
         features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
@@ -164,7 +165,7 @@ class FocusViTEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)`
-        and the share of the picture's area each token covers, `(batch_size or 1, K)`.
+        and the share of the image's area each token covers, `(batch_size or 1, K)`.
         """
         config = self.config
         height, width = pixel_values.shape[-2:]
@@ -184,7 +185,8 @@ class FocusViTEmbeddings(nn.Module):
             pooled, shapes, patch_weights = checkpoint(self.pool, pixel_values, ids, num_regions, **options)
         else:
             pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
-        # Autocast narrows what a product gives. As in ViT, what is added up from here on is not narrowed.
+        # Under autocast the projection gives a narrow type. The sums from here on, through all layers, stay in that of
+        # the weights, as in ViT, or their rounding errors would add up.
         tokens = self.projection(pooled).to(self.cls_token.dtype)
 
         special: torch.Tensor = self.cls_token

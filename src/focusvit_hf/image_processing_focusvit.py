@@ -1,4 +1,4 @@
-"""Image processor of FocusViT: pictures to `pixel_values` and `superpixel_ids`."""
+"""Image processor of FocusViT: images to `pixel_values` and `superpixel_ids`."""
 
 import math
 from collections.abc import Iterable
@@ -89,17 +89,17 @@ def _per_channel(name: str, values: float | tuple[float, ...] | list[float], cha
 
 class FocusViTImageProcessor(PilBackend):
     r"""
-    Prepares pictures for FocusViT: resize, crop, superpixels, rescale, normalise. Runs without torchvision.
+    Prepares images for FocusViT: resize, crop, superpixels, rescale, normalise. Runs without torchvision.
 
     `size`, `crop_size`, `resample`, `rescale_factor`, `image_mean` and `image_std` mean what they mean in ViT's
-    processor, and the `pixel_values` of 8-bit pictures equal ViT's within a grey level. Superpixels are computed on
-    the picture in 8 bits after resize and crop, for the whole batch at once. All options can be given here, to
+    processor, and the `pixel_values` of 8-bit images equal ViT's within a grey level. Superpixels are computed on
+    the image in 8 bits after resize and crop, for the whole batch at once. All options can be given here, to
     `from_pretrained` and with each call, and are saved.
 
     Images: paths, URLs, bytes, open files and PIL of any mode (made upright; transparency is laid over white; 16-bit
     values are scaled to 8 bits), arrays and tensors, channels first or last or without channels; one, or a list, or a
     batch. Integers above 255 count as 16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise;
-    resizing rounds them to 8 bits.
+    resizing and superpixels round them to 8 bits.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `True`): Whether to resize.
@@ -107,32 +107,32 @@ class FocusViTImageProcessor(PilBackend):
             Size after resizing; `{"shortest_edge": n}` keeps the aspect.
         resample (`PIL.Image.Resampling`, *optional*, defaults to bilinear): Filter of the resize.
         do_center_crop (`bool`, *optional*, defaults to `False`): Whether to crop the middle after resizing.
-        crop_size (`dict[str, int]`, *optional*): Size of the crop; a smaller picture is padded with black.
+        crop_size (`dict[str, int]`, *optional*): Size of the crop; a smaller image is padded with black.
         do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to 1/255): Factor of the rescaling.
         do_normalize (`bool`, *optional*, defaults to `True`): Whether to normalise.
         image_mean, image_std (`float` or `list[float]`, *optional*, default to 0.5): Statistics for white = 1.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): Whether to convert to three channels.
         do_superpixels (`bool`, *optional*, defaults to `True`): Whether to return `superpixel_ids`.
-        num_superpixels (`int` or (rows, columns), *optional*, defaults to 49): K, the same for every picture.
+        num_superpixels (`int` or (rows, columns), *optional*, defaults to 49): K, the same for every image.
         superpixel_compactness (`float`, *optional*, defaults to 10.0): m of SLIC: larger is squarer.
         superpixel_iterations (`int`, *optional*, defaults to 5): Rounds of SLIC.
         superpixel_cell_size (`int`, *optional*):
             Side in pixels of the cells superpixels are made of; divides patch, height and width. Defaults to the
             largest divisor of the patch that is at most a quarter of it.
         superpixel_method (`str`, *optional*, defaults to `"torch"`):
-            `"torch"` (see [`~superpixels.slic`]) or `"skimage"`: scikit-image's `slic` a picture at a time, its map
+            `"torch"` (see [`~superpixels.slic`]) or `"skimage"`: scikit-image's `slic` an image at a time, its map
             reduced to cells by majority and repaired to K by splitting the largest segments or merging the smallest.
         patch_size (`int`, *optional*, defaults to 16): The model's patch, from which the cell's default follows.
 
     Returns of a call:
         [`BatchFeature`] with `pixel_values` of shape `(batch_size, 3, height, width)`, float32, and `superpixel_ids`
-        of shape `(batch_size, height / cell, width / cell)`, int64 in [0, K), every id present in every picture.
+        of shape `(batch_size, height / cell, width / cell)`, int64 in [0, K), every id present in every image.
         Lists of arrays without `return_tensors`.
 
     Raises:
         ValueError:
-            On options out of range; on a picture that is empty, holds NaN or infinity, cannot be decoded or is larger
+            On options out of range; on an image that is empty, holds NaN or infinity, cannot be decoded or is larger
             than `PIL.Image.MAX_IMAGE_PIXELS` (its number in the batch, from 0, is named); when cell or K do not fit.
 
     Example:
@@ -223,11 +223,11 @@ class FocusViTImageProcessor(PilBackend):
         patch_size: int,
         **kwargs: Any,
     ) -> None:
-        """ValueError when cells or superpixels do not fit a picture of height x width pixels."""
+        """ValueError when cells or superpixels do not fit an image of height x width pixels."""
         cell = default_cell_size(patch_size) if superpixel_cell_size is None else superpixel_cell_size
         if height % cell or width % cell:
             raise ValueError(
-                f"Expected pictures whose height and width the superpixel cell of {cell} pixels divides, got "
+                f"Expected images whose height and width the superpixel cell of {cell} pixels divides, got "
                 f"{height} x {width} after resize and crop. Change size, crop_size or superpixel_cell_size, or pass "
                 "do_superpixels=False."
             )
@@ -236,7 +236,7 @@ class FocusViTImageProcessor(PilBackend):
             superpixel_layout(num_superpixels, rows, columns)
         elif superpixel_count(num_superpixels) > rows * columns:
             raise ValueError(
-                f"Expected num_superpixels up to the {rows * columns} cells of the picture, got {num_superpixels}."
+                f"Expected num_superpixels up to the {rows * columns} cells of the image, got {num_superpixels}."
             )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -436,7 +436,7 @@ class FocusViTImageProcessor(PilBackend):
     @classmethod
     def from_model_config(cls, config: PreTrainedConfig, **overrides: Any) -> "FocusViTImageProcessor":
         """
-        The processor that prepares pictures for models of this configuration.
+        The processor that prepares images for models of this configuration.
 
         Args:
             config ([`FocusViTConfig`]): The model's configuration.
@@ -444,7 +444,7 @@ class FocusViTImageProcessor(PilBackend):
 
         Returns:
             [`FocusViTImageProcessor`]. It computes no superpixels unless `config.patch_pooling` is `"superpixel"`, and
-            leaves pictures in their channels when the model does not take three.
+            leaves images in their channels when the model does not take three.
         """
         height, width = config.image_height_and_width
         options = {
@@ -458,7 +458,7 @@ class FocusViTImageProcessor(PilBackend):
 
     def validate_against_config(self, config: PreTrainedConfig) -> None:
         """
-        Checks that this processor prepares pictures as models of the configuration expect them.
+        Checks that this processor prepares images as models of the configuration expect them.
 
         Args:
             config ([`FocusViTConfig`]): The model's configuration.
@@ -466,7 +466,7 @@ class FocusViTImageProcessor(PilBackend):
         Raises:
             ValueError: naming each field of [`SHARED_FIELDS`] that disagrees; `superpixel_cell_size=None` counts as
                 the size it stands for. Also when the model takes no superpixels but the processor computes them, and
-                when 8-bit pictures are not rescaled to 0..1 and normalised.
+                when 8-bit images are not rescaled to 0..1 and normalised.
         """
         expected, got = (shared_values(owner, config.num_channels) for owner in (config, self))
         problems = [

@@ -9,7 +9,7 @@ _MODES = ("nearest", "bilinear")
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels, fractions allowed, that may reach beyond the picture it lies in."""
+    """A rectangle in pixels, fractions allowed, that may reach beyond the image it lies in."""
 
     top: float
     left: float
@@ -21,12 +21,12 @@ def cells_to_pixels(
     cells: torch.Tensor, size: tuple[int, int], box: Box | None = None, fill: int = 0, mode: str = "nearest"
 ) -> torch.Tensor:
     """
-    A map of cells at the resolution of a picture. Gradients pass through both modes.
+    A map of cells at the resolution of an image. Gradients pass through both modes.
 
     Args:
         cells (`torch.Tensor` of shape `(..., rows, columns)`): Any type; floating point for `"bilinear"`.
-        size (pair of `int`): Height and width of the picture.
-        box ([`Box`], *optional*): The part of the picture that the cells cover, by default all of it.
+        size (pair of `int`): Height and width of the image.
+        box ([`Box`], *optional*): The part of the image that the cells cover, by default all of it.
         fill (`int`, *optional*, defaults to 0): Value of pixels outside the box.
         mode (`str`, *optional*, defaults to `"nearest"`):
             `"nearest"`: a pixel has the value of the cell it lies in; `"bilinear"`: it lies between the centres of

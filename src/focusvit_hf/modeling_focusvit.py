@@ -111,7 +111,7 @@ class FocusViTLayer(GradientCheckpointingLayer):
     def _residual(self, branch: torch.Tensor, scale: nn.Module | None) -> torch.Tensor:
         if scale is not None:
             branch = scale(branch)
-        # For a single picture every call of a module counts.
+        # In evaluation both are identities, and for a single image even the call of a module takes time that shows.
         return self.drop_path(self.dropout(branch)) if self.training else branch
 
 
@@ -258,7 +258,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
             )
         if superpixel_ids.is_floating_point() or superpixel_ids.dtype == torch.bool:
             raise ValueError(f"Expected integer superpixel_ids, got {superpixel_ids.dtype}.")
-        # Looking at values would break a compiled graph and make a GPU wait.
+        # Elsewhere ids are not checked: looking at values would break a compiled graph and make a GPU wait.
         if not torch.compiler.is_compiling() and superpixel_ids.device.type == "cpu" and superpixel_ids.numel() > 0:
             low, high = superpixel_ids.aminmax()
             if low < 0 or high >= config.superpixel_count:
@@ -281,7 +281,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         if proportions is None:
             return None
         implementation = str(self.config._attn_implementation)
-        # Flash attention takes no such mask, and flex attention's kernel for CPUs crashes on one.
+        # The bias is a mask, which flash attention does not take, and on which flex attention's CPU kernel crashes.
         if "flash" in implementation or "flex" in implementation:
             cause = "attention_area_bias=True"
             if not self.config.attention_area_bias:
@@ -290,7 +290,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
                 f"Expected attn_implementation 'eager' or 'sdpa' with {cause}, which is a mask, "
                 f"got {implementation!r}."
             )
-        # Finite in whatever type autocast makes of it, too.
+        # The logarithm of an empty token's area is -inf, and has to stay finite in the types of autocast, too.
         lowest = torch.finfo(torch.float16).min
         there = proportions > 0
         # The logarithm of nothing would be infinite, and its gradient not a number.
@@ -459,7 +459,7 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
             `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Class of each picture in [0, num_labels), or floating-point targets where `problem_type` says so.
+            Class of each image in [0, num_labels), or floating-point targets where `problem_type` says so.
         """
         outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, **kwargs)
         features = outputs.pooler_output

@@ -56,7 +56,7 @@ class Regions:
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, K, C)`, float32 where it was added up in order, else of the
-            values' type. Of a single map and many pictures the batch is the pictures'.
+            values' type. Of a single map and many images the batch is the images'.
         """
         with without_autocast(values.device.type):
             if values.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -78,7 +78,7 @@ class Regions:
 
     @property
     def moments(self) -> torch.Tensor:
-        """Number of cells, and sums over them of y, x, y², x² from the picture's middle: `(batch_size, K, 5)`."""
+        """Number of cells, and sums over them of y, x, y², x² from the image's middle: `(batch_size, K, 5)`."""
         if self._moments is None:
             self._moments = self.sums(_cell_moments(*self.cells, self.ids.device), exact=True)
         return self._moments
@@ -105,7 +105,7 @@ class Regions:
 
 @cached_table
 def _cell_moments(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(1, height * width, 5): one, y, x, y², x² of each cell, y and x from the middle, in units of the picture."""
+    """(1, height * width, 5): one, y, x, y², x² of each cell, y and x from the middle, in units of the image."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 0.5
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 0.5
     y = y[:, None].expand(height, width).flatten()
@@ -115,7 +115,7 @@ def _cell_moments(height: int, width: int, device: torch.device) -> torch.Tensor
 
 @cached_table
 def _cell_variances(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(2,): variance of y and of x within a cell, in units of the picture."""
+    """(2,): variance of y and of x within a cell, in units of the image."""
     return torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
 
 
@@ -155,7 +155,7 @@ def overlap(ids: torch.Tensor, grid: tuple[int, int], num_superpixels: int) -> t
 
 def geometry(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
     """
-    Place, size and extent of every superpixel, in units of the picture.
+    Place, size and extent of every superpixel, in units of the image.
 
     Args:
         ids (`torch.LongTensor` of shape `(batch_size, rows, columns)`): Superpixel of each cell.
@@ -163,8 +163,8 @@ def geometry(ids: torch.Tensor, num_superpixels: int) -> torch.Tensor:
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, K, 5)`: centroid y and x in 0..1 (0 at the upper left corner), share
-        of the picture's area in 0..1, variance along y and x (of the region as an area: between the cells' centres
-        plus cell²/12). A superpixel without cells has its centroid at the picture's centre and the rest 0.
+        of the image's area in 0..1, variance along y and x (of the region as an area: between the cells' centres
+        plus cell²/12). A superpixel without cells has its centroid at the image's centre and the rest 0.
 
     Raises:
         ValueError: when `ids` is no integer map.

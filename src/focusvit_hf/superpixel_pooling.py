@@ -27,7 +27,7 @@ def pool_units(units: torch.Tensor, weights: torch.Tensor, with_maximum: bool = 
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, K, C)`, or `(batch_size, K, 2 * C)` with the maximum. A region
-        without units gives zeros. The maximum is floored 8.6 below the largest unit of its picture and channel.
+        without units gives zeros. The maximum is floored 8.6 below the largest unit of its image and channel.
     """
     total = weights.sum(dim=2, keepdim=True)
     return _pool(units, total, lambda values: torch.matmul(weights.to(values.dtype), values), with_maximum)

@@ -7,7 +7,7 @@ def skimage_slic_ids(
     image: np.ndarray, num_superpixels: int, compactness: float, num_iterations: int, cell_size: int
 ) -> np.ndarray:
     """
-    Superpixels of one picture by `skimage.segmentation.slic` (Achanta et al. 2012, with its connectivity enforced).
+    Superpixels of one image by `skimage.segmentation.slic` (Achanta et al. 2012, with its connectivity enforced).
 
     Args:
         image (`np.ndarray` of shape `(3, height, width)`): sRGB, uint8.

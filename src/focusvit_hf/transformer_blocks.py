@@ -10,7 +10,7 @@ from .configuration_focusvit import FocusViTConfig
 
 
 class FocusViTDropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the pictures."""
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the images."""
 
     def __init__(self, rate: float):
         super().__init__()

@@ -1,7 +1,5 @@
 """A classifier as one module to trace, what it is tried with, and the program that `torch.export` makes of it."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
@@ -66,15 +64,13 @@ def example_inputs(
     height, width = model.config.image_height_and_width
     photograph = np.asarray(Image.fromarray(chelsea()).resize((width, height)))
     views = [Image.fromarray(np.roll(photograph, 5 * index, axis=1)) for index in range(count)]
-    only_sized: Any = {"do_rescale": False, "do_normalize": False, "do_superpixels": False}
-    images = image_processor(views, return_tensors="pt", **only_sized)["pixel_values"].to(torch.uint8)
+    images = torch.from_numpy(np.stack(image_processor.to_levels(views)))
     if graph_input == "images":
         return {"images": images}
-    images = images[:, [channel % 3 for channel in range(model.config.num_channels)]]
-    inputs = {"pixel_values": images_graph.normalize(images)}
+    channels = images[:, [channel % 3 for channel in range(model.config.num_channels)]]
+    inputs = {"pixel_values": images_graph.normalize(channels)}
     if graph_input == "superpixel_ids":
-        cut: Any = {"do_superpixels": True}
-        inputs["superpixel_ids"] = image_processor(views, return_tensors="pt", **cut)["superpixel_ids"]
+        inputs["superpixel_ids"] = image_processor.process_levels(images, do_superpixels=True)["superpixel_ids"]
     return inputs
 
 
