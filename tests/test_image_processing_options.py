@@ -92,6 +92,7 @@ def test_no_picture_at_all(processor, nothing):
 @pytest.mark.parametrize(
     ("thing", "message"),
     [
+        # Without names of their own: some would hold an address, another in each worker.
         (None, "an array or a tensor, got NoneType"),
         (3, "an array or a tensor, got int"),
         ({}, "an array or a tensor, got dict"),
@@ -103,7 +104,6 @@ def test_no_picture_at_all(processor, nothing):
         (torch.zeros(3, 8, 8, device="meta"), "expected a dense tensor that holds values, got .*meta"),
         (torch.zeros(3, 8, 8).to_sparse(), "expected a dense tensor that holds values, got torch.sparse_coo on cpu"),
     ],
-    ids=str,
 )
 def test_what_is_no_image_is_named(processor, thing, message):
     with pytest.raises(ValueError, match=f"^Image 1 of the batch cannot be used: .*{message}"):

@@ -298,7 +298,7 @@ def test_layouts_are_nearest_to_squares(number, height, width, layout):
         (1, 1, 3, "got 1; the nearest that can is 2"),
         (0, 8, 8, "at least one superpixel, got num_superpixels=0"),
         (-4, 8, 8, "at least one superpixel"),
-        ((9, 2), 8, 8, r"between \(1, 1\) and the picture's \(8, 8\) cells, got \(9, 2\)"),
+        ((9, 2), 8, 8, r"between \(1, 1\) and the image's \(8, 8\) cells, got \(9, 2\)"),
         ((0, 2), 8, 8, r"got \(0, 2\)"),
         ((2, 3, 4), 8, 8, r"as K or \(rows, columns\)"),
     ],
