@@ -378,6 +378,7 @@ class Figures:
     statuses: Counter = field(default_factory=Counter)
     failures: list[dict[str, Any]] = field(default_factory=list)
     longest_seconds: float = 0.0
+    longest: str = ""
     pickles_run: int = 0
 
 
@@ -406,7 +407,7 @@ def complaint(argv: list[str], seconds: int) -> tuple[int | None, str | None]:
     if status == 0:
         return status, None
     line = said.startswith("focusvit: error: ") and said.count("\n") == 1 and said.rstrip("\n").isprintable()
-    if status != 2 or not line or len(said) > 3000:
+    if status not in (1, 2) or not line or len(said) > 3000:
         return status, f"status {status}, stderr {said!r}"
     return status, None
 
@@ -430,7 +431,9 @@ def run(
             begun = time.perf_counter()
             argv = commands(name, folder, root / "bases" / "image.png", chance)
             status, wrong = complaint(argv, seconds)
-            figures.longest_seconds = max(figures.longest_seconds, time.perf_counter() - begun)
+            took = time.perf_counter() - begun
+            if took > figures.longest_seconds:
+                figures.longest_seconds, figures.longest = took, f"{number} {name} {done}"
             figures.tries += 1
             figures.statuses[status] += 1
             if mark.exists():
@@ -474,5 +477,5 @@ if __name__ == "__main__":
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends = f"{dict(found.statuses)}, {len(found.failures)} failures, {found.pickles_run} pickles run"
     memory = f"memory {before / 1024:.0f} MB before and {peak / 1024:.0f} MB at most"
-    print(f"{found.tries} tries: {ends}, longest {found.longest_seconds:.1f} s, {memory}")
+    print(f"{found.tries} tries: {ends}, longest {found.longest_seconds:.1f} s ({found.longest}), {memory}")
     sys.exit(bool(found.failures))

@@ -77,6 +77,48 @@ def test_json_that_is_none_is_named(checkpoint, name, content):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"id2label": ["cat", "dog"]}, "id2label"),
+        ({"id2label": {"0": "cat", "-1": "dog"}}, "id2label"),
+        ({"id2label": 5}, "id2label"),
+        ({"label2id": [1]}, "label2id"),
+        ({"dtype": "bogus"}, "bogus"),
+        ({"num_tokens": 3}, "expected settings, got 'num_tokens', which FocusViTConfig keeps for itself"),
+        ({"to_dict": None}, "expected settings, got 'to_dict'"),
+        ({"__class__": []}, "expected settings, got '__class__'"),
+        ({"model_type": None}, "expected a model_type of focusvit, got None"),
+        ({"model_type": ["focusvit"]}, "expected a model_type of focusvit, got ['focusvit']"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"layer_types": "full_attention"}, "layer_types"),
+        ({"image_size": []}, "image_size"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_is_corrupt_is_named(checkpoint, values, message):
+    change_json(checkpoint / "config.json", **values)
+    found = refused(checkpoint)
+    assert message in found and any(file in found for file in ("config.json: ", "model.safetensors: "))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": {"height": "a", "width": 3}}, "size"),
+        ({"resample": "bogus"}, "Resampling"),
+        ({"image_mean": [None]}, "image_mean"),
+        ({"preprocess": 1}, "expected settings, got 'preprocess', which FocusViTImageProcessor keeps for itself"),
+        ({"do_center_crop": True, "crop_size": 2**20}, "expected sizes in 1..8192 pixels, got 1048576"),
+    ],
+    ids=str,
+)
+def test_an_image_processor_that_is_corrupt_is_named(checkpoint, values, message):
+    change_json(checkpoint / "preprocessor_config.json", **values)
+    found = refused(checkpoint)
+    assert message in found and "preprocessor_config.json: " in found
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
         ({"num_hidden_layers": 100_000, "layer_types": None, "hidden_size": 4}, "got 100000 for"),
         ({"hidden_size": 8000}, "numbers that the weights hold, got one of"),
         ({"intermediate_size": 2**20, "hidden_size": 2048}, "numbers that the weights hold, got one of"),

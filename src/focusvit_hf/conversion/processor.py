@@ -101,6 +101,9 @@ def processor_settings(processor: BaseImageProcessor) -> dict[str, Any]:
     if strange:
         raise ValueError(f"Expected an image processor without options that FocusViT's does not have, got {strange}.")
     settings = {name: options[name] for name in _SAME_OPTIONS if options.get(name) is not None}
+    for length in (length for name in ("size", "crop_size") for length in dict(settings.get(name) or {}).values()):
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"expected sizes in whole pixels, got {length!r}")
     mean, std = (options["image_mean"], options["image_std"]) if options.get("do_normalize") else (0.0, 1.0)
     # (x·f - mean) / std = (x / 255 - mean / 255f) / (std / 255f)
     divisor = 255 * options["rescale_factor"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
+from PIL import Image
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration_focusvit import FocusViTConfig
@@ -14,6 +15,8 @@ from .loading import load_model, read_config, read_settings
 
 Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
 
+# Of an image that is prepared: what no model comes near, and a machine can still hold.
+_LONGEST_SIDE = 8192
 # Where the source tree keeps the checkpoint that the commands take by default; a wheel does not bring it.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-imagenette"
 
@@ -66,4 +69,15 @@ def load_checked(name: str, kind: type[Model]) -> tuple[Model, FocusViTImageProc
         with told_of(IMAGE_PROCESSOR_NAME):
             image_processor = FocusViTImageProcessor.from_pretrained(name)
             image_processor.validate_against_config(model.config)
+            _try_out(image_processor)
     return model, image_processor
+
+
+def _try_out(image_processor: FocusViTImageProcessor) -> None:
+    """Prepares an empty image, so that options that no image can be prepared with are told from bad images."""
+    options = image_processor.to_dict()
+    sizes = [options.get(name) or {} for name in ("size", "crop_size")]
+    for length in (length for size in sizes for length in dict(size).values() if length is not None):
+        if not isinstance(length, int) or not 0 < length <= _LONGEST_SIDE:
+            raise ValueError(f"expected sizes in 1..{_LONGEST_SIDE} pixels, got {length!r}")
+    image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")

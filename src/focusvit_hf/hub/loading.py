@@ -102,6 +102,12 @@ def read_config(
         raise ValueError(
             f"{CONFIG_NAME}: expected a model_type of {', '.join(kinds)}, got {stored.get('model_type')!r}"
         )
+    for key in ("id2label", "label2id"):
+        if not isinstance(stored.get(key) or {}, dict):
+            raise ValueError(f"{CONFIG_NAME}: expected {key} as an object, got {type(stored[key]).__name__}")
+    numbers = sorted(stored.get("id2label") or {})
+    if set(numbers) != {str(number) for number in range(len(numbers))}:
+        raise ValueError(f"{CONFIG_NAME}: expected an id2label of the classes from 0 on, got {joined(numbers)}")
     return stored
 
 
