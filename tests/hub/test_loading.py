@@ -201,3 +201,16 @@ def test_tensors_of_new_shapes_are_for_those_who_ask(checkpoint, tiny_config):
         load_model(kind, checkpoint, config)
     model, spare = load_model(kind, checkpoint, config, new_shapes=True)
     assert model.config.num_labels == 3 and spare == {} and not model.training
+
+
+def test_a_processor_that_resizes_nothing_is_tried_out_at_the_models_own_size(checkpoint, saved):
+    FocusViTImageProcessor.from_pretrained(saved, do_resize=False).save_pretrained(checkpoint)
+    assert not load_checkpoint(str(checkpoint))[1].do_resize
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_models_of_other_images_than_colour_load(tiny_model, tmp_path, channels):
+    model = tiny_model(num_channels=channels, patch_pooling="grid")
+    model.save_pretrained(tmp_path)
+    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path)
+    assert load_checkpoint(str(tmp_path))[0].config.num_channels == channels

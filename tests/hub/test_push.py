@@ -261,6 +261,10 @@ def test_a_link_that_leads_outside_is_refused(hub, saved, tmp_path, name):
     with pytest.raises(ValueError, match=rf"got a link: {name} leads to .*outside"):
         push_to_hub(saved, "me/mine")
     assert hub.requests == []
+    (saved / name).unlink()
+    (saved / name).symlink_to(name)
+    with pytest.raises(ValueError, match=name):
+        push_to_hub(saved, "me/mine")
     # Within the folder it is a file like another.
     (saved / name).unlink()
     target.rename(saved / "inner.txt")

@@ -69,15 +69,20 @@ def load_checked(name: str, kind: type[Model]) -> tuple[Model, FocusViTImageProc
         with told_of(IMAGE_PROCESSOR_NAME):
             image_processor = FocusViTImageProcessor.from_pretrained(name)
             image_processor.validate_against_config(model.config)
-            _try_out(image_processor)
+            _try_out(image_processor, model.config)
     return model, image_processor
 
 
-def _try_out(image_processor: FocusViTImageProcessor) -> None:
-    """Prepares an empty image, so that options that no image can be prepared with are told from bad images."""
+def _try_out(image_processor: FocusViTImageProcessor, config: FocusViTConfig) -> None:
+    """
+    Prepares an empty image of the model's height and width, so that options that no image can be prepared with are
+    told from bad images.
+    """
     options = image_processor.to_dict()
     sizes = [options.get(name) or {} for name in ("size", "crop_size")]
     for length in (length for size in sizes for length in dict(size).values() if length is not None):
         if not isinstance(length, int) or not 0 < length <= _LONGEST_SIDE:
             raise ValueError(f"expected sizes in 1..{_LONGEST_SIDE} pixels, got {length!r}")
-    image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")
+    mode = {1: "L", 3: "RGB"}.get(config.num_channels)
+    if mode is not None:
+        image_processor(Image.new(mode, config.image_height_and_width[::-1]), return_tensors="pt")

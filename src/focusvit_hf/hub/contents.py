@@ -83,8 +83,10 @@ def files_of_checkpoint(folder: Path) -> dict[str, Path]:
     chosen |= {file for file in _walk(folder) if file.suffix.lower() in _IMAGES and not _is_hidden(file, folder)}
     root = folder.resolve()
     for file in chosen:
-        if not file.resolve().is_relative_to(root):
-            raise ValueError(f"expected files of {folder} alone, got a link: {file.name} leads to {file.resolve()}")
+        # Unlike Path.resolve it takes links that lead to themselves, which are refused below.
+        target = Path(os.path.realpath(file))
+        if not target.is_relative_to(root):
+            raise ValueError(f"expected files of {folder} alone, got a link: {file.name} leads to {target}")
         if not file.is_file():
             raise ValueError(f"{file.name}: expected a file, got another thing of that name")
     return {file.relative_to(folder).as_posix(): file for file in sorted(chosen)}
