@@ -198,7 +198,7 @@ def test_a_skipped_step_moves_neither_schedule_nor_average(blob_dir, tmp_path, m
 @pytest.mark.parametrize("steps", [{"max_steps": 6}, {"max_steps": None, "num_train_epochs": 1}])
 def test_a_batch_larger_than_the_data_is_refused(blob_dir, tmp_path, script, steps):
     large = {"per_device_train_batch_size": 133, "dataloader_drop_last": True, **steps}
-    message = "expected 133 pictures or more to train on with --dataloader_drop_last, got 132"
+    message = "expected 133 images or more to train on with --dataloader_drop_last, got 132"
     with pytest.raises(ValueError, match=message):
         script.main(flags(blob_dir, tmp_path / "run", **large))
     assert not list((tmp_path / "run").glob("*"))

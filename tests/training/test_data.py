@@ -189,7 +189,7 @@ def test_bad_data_is_refused_before_training(tmp_path):
         run_classification.main(flags(data, run))
 
     data = parquet(tmp_path / "none", {"image": [], "label": []}, features)
-    with pytest.raises(ValueError, match=r"expected pictures and labels .* in .*none, got"):
+    with pytest.raises(ValueError, match=r"expected images and labels .* in .*none, got"):
         run_classification.main(flags(data, run))
 
     data = parquet(tmp_path / "labels", {"image": [blob(0), blob(1)], "label": [0, 1]}, features)

@@ -52,29 +52,27 @@ class ModelArguments:
 
 @dataclass
 class DataTrainingArguments:
-    """Which pictures to train and measure on."""
+    """Which images to train and measure on."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, or a folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "A configuration of that data set."})
     data_dir: str | None = field(default=None, metadata={"help": "A folder of parquet files, one or more a split."})
-    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of pictures a class."})
+    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images a class."})
     validation_dir: str | None = field(default=None, metadata={"help": "The same, for validation."})
     train_val_split: float | None = field(
-        default=0.0, metadata={"help": "Share of the training pictures held out where there is no validation split."}
+        default=0.0, metadata={"help": "Share of the training images held out where there is no validation split."}
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many pictures, drawn at random."}
-    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images, drawn at random."})
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on so many pictures, drawn at random, at the end too."}
+        default=None, metadata={"help": "Evaluate on so many images, drawn at random, at the end too."}
     )
-    image_column_name: str = field(default="image", metadata={"help": "The column with the pictures."})
+    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
     streaming: bool = field(default=False, metadata={"help": "Read the data as it comes; needs --max_steps."})
-    shuffle_buffer_size: int = field(default=4096, metadata={"help": "Pictures shuffled among each other there."})
+    shuffle_buffer_size: int = field(default=4096, metadata={"help": "Images shuffled among each other there."})
     decode_once: bool = field(
         default=False,
-        metadata={"help": "Decode every picture once, into the cache of `datasets`."},
+        metadata={"help": "Decode every image once, into the cache of `datasets`."},
     )
     skip_broken_images: bool = field(
         default=False, metadata={"help": "Decode all images first, and leave out those that cannot be decoded."}
@@ -89,7 +87,7 @@ class TrainingArguments(HfTrainingArguments):
     """The Trainer's arguments, and a few of these scripts'."""
 
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Has to stay off: pictures become tensors in the collator."}
+        default=False, metadata={"help": "Has to stay off: images become tensors in the collator."}
     )
     ema_decay: float | None = field(
         default=None,

@@ -1,6 +1,6 @@
-"""Augmentation of training pictures, batched on tensors.
+"""Augmentation of training images, batched on tensors.
 
-The augmentations take and return a batch of pictures, uint8 or floating point in 0..1. Each draws from `generator`, or
+The augmentations take and return a batch of images, uint8 or floating point in 0..1. Each draws from `generator`, or
 from torch's global generator when that is None, and from nothing else.
 """
 
@@ -20,13 +20,13 @@ Range = tuple[float, float]
 # As torchvision: boxes drawn until one fits; the weights of ITU-R BT.601 for grey.
 _ATTEMPTS = 10
 _GREY = (0.299, 0.587, 0.114)
-# Pictures of more than so many times the area wanted are resized one by one: products would be mostly with zeros.
+# Images of more than so many times the area wanted are resized one by one: products would be mostly with zeros.
 # torch's own antialiasing fills outputs one pixel wide with wrong values, as of 2.13.
 _LARGE = 4
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Pictures `(batch, 3, height, width)`, uint8 or floating point, as float32 in 0..1; ValueError for others."""
+    """Images `(batch, 3, height, width)`, uint8 or floating point, as float32 in 0..1; ValueError for others."""
     if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             "Expected uint8 or floating point images of shape (batch, 3, height, width), got "
@@ -36,7 +36,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def as_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pictures in 0..1 as `dtype`: 8-bit levels for uint8."""
+    """Images in 0..1 as `dtype`: 8-bit levels for uint8."""
     return (images * 255).round_().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
 
 
@@ -50,7 +50,7 @@ def random_crop_boxes(
     """
     Boxes of torchvision's `RandomResizedCrop`: share of the area uniform in `scale`, width / height log-uniform in
     `ratio`, the first of ten draws that fits; else the largest box in the middle with an aspect in `ratio`. Returns
-    `torch.LongTensor` of shape `(batch_size, 4)`: top, left, height, width in pixels, within the picture.
+    `torch.LongTensor` of shape `(batch_size, 4)`: top, left, height, width in pixels, within the image.
     """
     height, width = image_size
     draws = torch.rand(4, batch_size, _ATTEMPTS, generator=generator)
@@ -106,7 +106,7 @@ def random_resized_crop(
 
 def random_crop_with_padding(images: Tensor, padding: int, generator: Generator | None = None) -> Tensor:
     """
-    Shifts each picture by up to `padding` pixels an axis; what comes in is the mirror image (a black border would get
+    Shifts each image by up to `padding` pixels an axis; what comes in is the mirror image (a black border would get
     superpixels of its own). ValueError for a padding that is not below height and width.
     """
     if not 0 <= padding < min(images.shape[2:]):
@@ -119,7 +119,7 @@ def random_crop_with_padding(images: Tensor, padding: int, generator: Generator 
 
 
 def random_horizontal_flip(images: Tensor, probability: float = 0.5, generator: Generator | None = None) -> Tensor:
-    """Mirrors each picture left to right with `probability`."""
+    """Mirrors each image left to right with `probability`."""
     flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < probability
     return torch.where(flipped, images.flip(-1), images)
 
@@ -128,8 +128,8 @@ def color_jitter(
     images: Tensor, brightness: float, contrast: float, saturation: float, generator: Generator | None = None
 ) -> Tensor:
     """
-    torchvision's `ColorJitter` without hue, in this order: each picture is blended with black, its mean grey, its grey
-    picture, by a factor uniform in [max(0, 1 - strength), 1 + strength] for each, and clipped to 0..1.
+    torchvision's `ColorJitter` without hue, in this order: each image is blended with black, its mean grey, its grey
+    image, by a factor uniform in [max(0, 1 - strength), 1 + strength] for each, and clipped to 0..1.
     """
     result = as_floats(images)
     others: tuple[Callable[[Tensor], Tensor], ...] = (torch.zeros_like, lambda x: _grey(x).mean((2, 3), True), _grey)
@@ -157,7 +157,7 @@ def _beta(alpha: float, generator: Generator | None) -> float:
 
 def mixup(images: Tensor, targets: Tensor, alpha: float, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """
-    Blends each picture and its target (B, num_labels) with the one before it in the batch, one share λ ~ Beta(α, α)
+    Blends each image and its target (B, num_labels) with the one before it in the batch, one share λ ~ Beta(α, α)
     for the batch (Zhang et al. 2018, arXiv 1710.09412).
     """
     share, floats = _beta(alpha, generator), as_floats(images)
@@ -167,7 +167,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: Generator | 
 
 def cutmix(images: Tensor, targets: Tensor, alpha: float, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """
-    Pastes a box of the picture before it into each; targets (B, num_labels) are mixed by the share that was in fact
+    Pastes a box of the image before it into each; targets (B, num_labels) are mixed by the share that was in fact
     pasted: 1 - λ, λ ~ Beta(α, α), less what lies outside (Yun et al. 2019, arXiv 1905.04899).
     """
     height, width = images.shape[2:]
@@ -191,16 +191,16 @@ def _check_number(name: str, value: Any, high: float = math.inf) -> None:
 @dataclass
 class AugmentationConfig:
     """
-    What [`FocusViTDataCollator`] does to training pictures. Written as JSON in recipes, see [`to_dict`].
+    What [`FocusViTDataCollator`] does to training images. Written as JSON in recipes, see [`to_dict`].
 
     Args:
         crop (`str`, *optional*, defaults to `"random_resized"`):
-            `"random_resized"`: a random box of the picture as it is, resized to the processor's size; `"pad"`: the
+            `"random_resized"`: a random box of the image as it is, resized to the processor's size; `"pad"`: the
             processor's resize, then a random shift, as for CIFAR; `None`: the processor's resize only.
         crop_scale (pair of `float`, *optional*, defaults to (0.08, 1.0)): Share of the area a random box covers.
         crop_ratio (pair of `float`, *optional*, defaults to (3/4, 4/3)): Width over height of a random box.
         crop_padding (`int`, *optional*): Largest shift in pixels with `"pad"`; 4 when that is chosen.
-        horizontal_flip (`float`, *optional*, defaults to 0.5): Probability to mirror a picture left to right.
+        horizontal_flip (`float`, *optional*, defaults to 0.5): Probability to mirror an image left to right.
         brightness, contrast, saturation (`float`, *optional*, default to 0): Strengths of [`color_jitter`].
         mixup_alpha, cutmix_alpha (`float`, *optional*, default to 0):
             α of [`mixup`] and [`cutmix`]; 0: never. With both, a mixed batch gets one of them by the toss of a coin.

@@ -1,4 +1,4 @@
-"""Pictures of the two training scripts: loaded, checked before training begins, and given out row by row."""
+"""Images of the two training scripts: loaded, checked before training begins, and given out row by row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_pictures(
         streaming, a `datasets.IterableDataset`, with the classes as `datasets.ClassLabel`.
 
     Raises:
-        ValueError: If there are no pictures, a column is missing, or a label is outside the classes.
+        ValueError: If there are no images, a column is missing, or a label is outside the classes.
     """
     sources = [data_args.dataset_name, data_args.data_dir, data_args.train_dir or data_args.validation_dir]
     if data_args.skip_broken_images and data_args.streaming:
@@ -52,7 +52,7 @@ def load_pictures(
         splits = load_splits(data_args, model_args)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         source = next(source for source in sources if source is not None)
-        raise ValueError(f"expected pictures and labels that `datasets` can load in {source}, got: {error}") from error
+        raise ValueError(f"expected images and labels that `datasets` can load in {source}, got: {error}") from error
     splits = {("validation" if name in ("val", "valid", "dev") else name): split for name, split in splits.items()}
     pictures = {name: checked(split, name, data_args) for name, split in splits.items()}
     pictures = encoded(pictures, data_args.label_column_name)
@@ -91,11 +91,11 @@ def load_splits(data_args: DataTrainingArguments, model_args: ModelArguments) ->
 
 
 def require_a_batch(rows: Any, batch_size: int, args: TrainingArguments) -> None:
-    """ValueError where an epoch has no batch of `batch_size` pictures over all processes; a stream's are not known."""
+    """ValueError where an epoch has no batch of `batch_size` images over all processes; a stream's are not known."""
     least = batch_size if args.dataloader_drop_last else 1
     if not isinstance(rows, IterableDataset) and len(rows) < least:
         flag = " with --dataloader_drop_last" if args.dataloader_drop_last else ""
-        raise ValueError(f"expected {least} pictures or more to train on{flag}, got {len(rows)}")
+        raise ValueError(f"expected {least} images or more to train on{flag}, got {len(rows)}")
 
 
 def class_names(split: Any, data_args: DataTrainingArguments) -> list[str]:
@@ -162,7 +162,7 @@ def can_be_decoded(image: Any) -> bool:
 
 
 def limited(split: Any, name: str, data_args: DataTrainingArguments, seed: int) -> Any:
-    """As many pictures of a split as --max_train_samples or --max_eval_samples allow, drawn at random by the seed."""
+    """As many images of a split as --max_train_samples or --max_eval_samples allow, drawn at random by the seed."""
     limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
     if limit is None:
         return split

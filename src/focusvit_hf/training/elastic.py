@@ -27,7 +27,7 @@ class ElasticSuperpixels(TrainerCallback):
         seed (`int`, *optional*, defaults to 0): Seed of the run.
 
     Raises:
-        ValueError: for no or repeated numbers, for numbers that cannot be laid out on the configuration's picture, for
+        ValueError: for no or repeated numbers, for numbers that cannot be laid out on the configuration's image, for
             a model that does not pool, and for one that does not compute superpixels itself.
 
     Example:

@@ -24,14 +24,14 @@ class TopKAccuracy(evaluate.Metric):
     """
     Top-1 and top-5 accuracy, as an `evaluate.Metric` that needs no network.
 
-    `compute(predictions=..., references=...)` takes class numbers ranked best first, one list a picture, and the true
+    `compute(predictions=..., references=...)` takes class numbers ranked best first, one list an image, and the true
     class numbers; it returns `{"accuracy": a}`, and `"top_5_accuracy"` beside it where five ranks were given, both in
     0..1.
     """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of the pictures whose true class is ranked first, and among the first five.",
+            description="Share of the images whose true class is ranked first, and among the first five.",
             citation="",
             inputs_description="predictions: class numbers, best first; references: the true class numbers.",
             features=datasets.Features(

@@ -97,7 +97,7 @@ def adapted(
 ) -> FocusViTImageProcessor:
     """
     A checkpoint's image processor for a configuration that was changed: what follows from the changes follows them,
-    sizes in the ratio of the models' pictures; all else is kept.
+    sizes in the ratio of the models' images; all else is kept.
 
     Args:
         stored ([`FocusViTConfig`]), config ([`FocusViTConfig`]): The configuration before and after the changes.
@@ -110,7 +110,7 @@ def adapted(
             options[name] = after.get(name)
     pairs = zip(config.image_height_and_width, stored.image_height_and_width, strict=True)
     vertical, horizontal = (new / old for new, old in pairs)
-    # One edge for both stands for the larger of the two, so that a crop never reaches beyond the picture.
+    # One edge for both stands for the larger of the two, so that a crop never reaches beyond the image.
     ratios = {"height": vertical, "width": horizontal}
     for name in ("size", "crop_size"):
         if options.get(name):

@@ -29,7 +29,7 @@ def soft_cross_entropy(
         reduction (`str`, *optional*, defaults to `"mean"`): As in `torch.nn.functional.cross_entropy`.
 
     Returns:
-        `torch.FloatTensor`: The mean over the batch (a scalar), or one value a picture for `reduction="none"`.
+        `torch.FloatTensor`: The mean over the batch (a scalar), or one value an image for `reduction="none"`.
 
     Raises:
         ValueError: If the labels fit neither form.

@@ -32,7 +32,7 @@ class Setup:
     What training needs.
 
     Args:
-        splits (`dict`): The pictures as loaded: `"train"`, `"validation"`, `"test"`, as far as there are any.
+        splits (`dict`): The images as loaded: `"train"`, `"validation"`, `"test"`, as far as there are any.
         train_rows, eval_rows: What the data loaders read, or None where there is nothing to do with it.
         train_collator, eval_collator (`SeededCollator`): Make batches of rows, with and without augmentation.
         model (`FocusViTForImageClassification`), processor (`FocusViTImageProcessor`): They match.
@@ -63,7 +63,7 @@ def set_up(
         checkpoint (`str`, *optional*): The checkpoint that training resumes from.
 
     Raises:
-        ValueError: On arguments, pictures or labels that do not fit.
+        ValueError: On arguments, images or labels that do not fit.
     """
     check_identifier("--license", model_args.license)
     level = args.get_process_log_level()
@@ -98,7 +98,7 @@ def set_up(
     if args.do_train:
         # A card that the Hub does not take is to be known of before hours of training.
         card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
-    with args.main_process_first(desc="decoding the pictures"):
+    with args.main_process_first(desc="decoding the images"):
         train_rows = as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None
         eval_rows = as_rows(splits[evaluation], data_args) if evaluating and evaluation else None
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}

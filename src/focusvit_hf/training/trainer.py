@@ -293,7 +293,7 @@ class FocusViTTrainer(Trainer):
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
         collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        # The base class would also leave out the last pictures.
+        # The base class would also leave out the last images.
         self.args.dataloader_drop_last = False
         if self.eval_collator is not None:
             self.data_collator = self.eval_collator
