@@ -1,242 +1,204 @@
 """
-How much of a dense ViT's accuracy is left when it is converted to fewer tokens.
+How much of a dense ViT's accuracy is left when it does less: tokens that leave, are fused, merged or pooled.
 
-    python -m experiments.conversion.curve
-    python -m experiments.conversion.curve --rows superpixel_36 grid_36 --learning at_once tuned
+    python -m experiments.conversion.curve model_cards/vit-tiny-imagenette
+    python -m experiments.conversion.curve model_cards/vit-tiny-imagenette --families merge learned --learning tuned
 
-Trains a ViT of Transformers at micro scale, converts it with `convert_vit_checkpoint` to an eighth, a quarter, half
-and all of its 144 tokens, and measures on the test split: at once, after a short fine-tune, and after one with the ViT
-as teacher. Token merging is applied to the same ViT without training. Each row is a JSON in
-`experiments/results/conversion/`; what is there is not made again. `table.py` makes table and plot.
+Each way is brought to three quarters, a half and a third of the dense ViT's FLOPs as far as it can be, and measured
+on the test images: at once, after a short fine-tune (`tuned`), and after one with the dense ViT as teacher
+(`distilled`). Beside accuracy stands throughput from normalised pixels to logits, superpixels included, as a ratio to
+the dense ViT in the same run. Each row is a JSON in `experiments/results/conversion_224/`; what is there is not made
+again. `table.py` makes table and plot.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import AutoConfig
 
-from experiments.conversion.token_merging import TokenMerging, merging_schedule
+from experiments.conversion.rows import BUDGETS, FAMILIES, UNTRAINED, Row, all_rows
+from experiments.conversion.tuning import Plan, moved, on_device, tune
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import Pictures, training_and_evaluation
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import RESULTS, Beginning, packed, require_settings
-from experiments.micro.training import BASE, Recipe, fit, predict, settings
-from focusvit_hf import FocusViTConfig, convert_vit_checkpoint
-from focusvit_hf.training.distillation import Distillation
-from focusvit_hf.utils.files import read_json, write_json
+from experiments.micro.results import RESULTS, Beginning, require_settings, write_result
+from experiments.micro.training import model_inputs
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, convert_vit_checkpoint
+from focusvit_hf.benchmark.timing import interleaved
+from focusvit_hf.conversion.cost import flops_of_an_image
+from focusvit_hf.utils.files import read_json
 
 
-QUESTION = "conversion"
+QUESTION = "conversion_224"
 LEARNING = ("at_once", "tuned", "distilled")
-# Rows and columns of tiles; their borders are borders of patches, which favours the grid, if anything.
-LAYOUTS = {18: (3, 6), 36: (6, 6), 72: (6, 12), 144: (12, 12)}
-_SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+DENSE = "dense"
+_BATCH = 100
 
 
-@dataclass(frozen=True)
-class Row:
+def load_dense(folder: Path) -> FocusViTForImageClassification:
     """
-    What the dense ViT is made into.
-
-    Args:
-        overrides (`dict`): Of `convert_vit_checkpoint`.
-        schedule (`tuple` of `int`): Tokens that each layer merges; none: no merging.
-        learning (`tuple` of `str`): Of [`LEARNING`].
-    """
-
-    overrides: dict[str, Any] = field(default_factory=dict)
-    schedule: tuple[int, ...] = ()
-    learning: tuple[str, ...] = LEARNING
-
-
-def all_rows() -> dict[str, Row]:
-    """The rows by name, the number of final tokens at the end."""
-    none, layers = {"patch_pooling": "none"}, BASE["num_hidden_layers"]
-    # Tuned like the others, so that what they gain by that can be told from what more training gives.
-    rows = {"dense_144": Row(none, learning=LEARNING[:2])}
-    for count, layout in LAYOUTS.items():
-        once = LEARNING[:1] if count == 144 else LEARNING
-        superpixel = {"num_superpixels": layout}
-        rows[f"superpixel_{count}"] = Row(superpixel, learning=once)
-        if count == 144:
-            continue
-        rows[f"grid_{count}"] = Row({**superpixel, "patch_pooling": "grid"})
-        rows[f"superpixel_area_bias_{count}"] = Row({**superpixel, "attention_area_bias": True}, learning=once[:1])
-        # To 18 tokens it costs what 72 from the beginning cost. Halving once a layer cannot reach the cost of 36.
-        schedule = tuple(merging_schedule(144, layers, count))
-        rows[f"merging_{count}"] = Row(none, schedule, learning=once[:1])
-    latent = {"num_superpixels": LAYOUTS[36], "layer_types": ["latent_attention"] * layers, "num_latents": 8}
-    rows["superpixel_latent_36"] = Row(latent)
-    return rows
-
-
-def fed_dense() -> FocusViTConfig:
-    """What the dense ViT is fed with, as the configuration of a FocusViT."""
-    return settings({"patch_pooling": "none", "embedding_type": "patch", "position_embedding_type": "learned"})[0]
-
-
-def new_vit() -> ViTForImageClassification:
-    """A new ViT of Transformers, of the sizes of the micro scale."""
-    options = {name: BASE[name] for name in (*_SIZES, "num_labels", "attn_implementation")}
-    return ViTForImageClassification(ViTConfig(**options))
-
-
-def multiply_adds(config: FocusViTConfig, schedule: Sequence[int] = ()) -> int:
-    """
-    Multiply-adds of one image in products of matrices: patches, pooling, layers and the matching of keys.
-    Superpixels are not counted.
-
-    Args:
-        config ([`FocusViTConfig`]): All layers of one kind.
-        schedule (sequence of `int`, *optional*): Tokens that each layer merges.
-    """
-    width, layers = config.hidden_size, config.num_hidden_layers
-    height, breadth = config.image_height_and_width
-    patches, tokens = height * breadth // config.patch_size**2, config.num_tokens
-    total = patches * config.num_channels * config.patch_size**2 * width
-    # Patches and their positions; a ViT has nothing to pool.
-    total += 2 * tokens * patches * width if config.patch_pooling != "none" else 0
-    prefix = config.num_prefix_tokens
-    latent = "latent_attention" in (config.layer_types or ())
-    queries = prefix + (config.num_latents if latent else tokens)
-    for merged in schedule or (0,) * layers:
-        keys = queries + (tokens if latent else 0)
-        total += 2 * (queries + keys) * width**2 + 2 * queries * keys * width
-        if merged:
-            total += (queries // 2) ** 2 * width // config.num_attention_heads
-            queries -= merged
-        total += 2 * queries * width * config.intermediate_size
-    return total
-
-
-def dense_vit(seed: int, training: Pictures, evaluation: Pictures, cache: Path, results: Path) -> PreTrainedModel:
-    """
-    The dense ViT: trained, or as it was saved by then.
+    The dense model of a folder, a ViT of Transformers or a FocusViT, in float32 and evaluation mode.
 
     Raises:
-        ValueError: when its result is there and its weights are not, or it was trained otherwise: rows that are there
-            were converted from it.
+        ValueError: when it is not dense.
     """
-    folder, path = cache / "weights" / QUESTION / f"vit-seed{seed}", results / f"vit-seed{seed}.json"
-    trained = (folder / "model.safetensors").is_file()
-    if path.is_file():
-        _require(path, recipe=asdict(Recipe()))
-        if not trained:
-            raise ValueError(f"Expected the weights of {path} in {folder}, got none; choose another --results.")
-    if not trained:
-        beginning, fed = Beginning("float32", seed), fed_dense()
-        torch.manual_seed(seed)
-        vit = new_vit()
-        history = fit(vit, fed, Recipe(), seed, training)
-        vit.save_pretrained(folder)
-        outcome = (predict(vit, evaluation.images, config=fed).argmax(dim=1) == evaluation.labels).numpy()
-        # The row dense_144, converted with all tokens, has to be right where this is.
-        result = {"variant": "vit", "tokens": fed.num_tokens, "multiply_adds": multiply_adds(fed), "seed": seed}
-        result |= {"recipe": asdict(Recipe()), "accuracy": float(outcome.mean()), "correct": packed(outcome)}
-        result |= {"pictures": len(evaluation), "history": history}
-        write_json(path, {**result, **beginning.about()})
-    return ViTForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    if AutoConfig.from_pretrained(folder).model_type == FocusViTConfig.model_type:
+        model: Any = FocusViTForImageClassification.from_pretrained(folder, dtype=torch.float32)
+    else:
+        model = convert_vit_checkpoint(folder, patch_pooling="none").float()
+    config = model.config
+    if config.patch_pooling != "none" or config.sparsification_layers or "latent_attention" in config.layer_types:
+        raise ValueError(f"Expected a dense ViT in {folder}, got one that pools, drops tokens or has latents.")
+    return model.eval()
 
 
-def _require(path: Path, **wanted: Any) -> None:
-    """Raises ValueError where a result that is there was made with other settings; a later field had its default."""
-    there = read_json(path)
-    if there["recipe"] is not None:
-        there["recipe"] = {**asdict(Recipe()), **there["recipe"]}
-    known, asked = (json.loads(json.dumps(values)) for values in (there, wanted))
-    require_settings(path, known, asked)
+def made(dense: FocusViTForImageClassification, row: Row) -> FocusViTForImageClassification:
+    """The dense model's weights in a model that does less; what a row adds of its own starts new."""
+    config = FocusViTConfig.from_dict(dense.config.to_dict(), **row.overrides)
+    torch.manual_seed(0)
+    model = FocusViTForImageClassification(config)
+    missing, unexpected = model.load_state_dict(dense.state_dict(), strict=False)
+    if unexpected or not all("sparsification" in name for name in missing):
+        raise ValueError(f"Expected the dense model's weights to fit {row.name}, got {missing} and {unexpected}.")
+    return model.eval()
+
+
+@torch.no_grad()
+def outcomes(model: FocusViTForImageClassification, pictures: Pictures, device: torch.device) -> np.ndarray:
+    """Whether each image is classified correctly, `(count,)` bool."""
+    on_device(model, device).eval()
+    found = [
+        model(**moved(model_inputs(model.config, part), device)).logits.argmax(dim=1).cpu()
+        for part in pictures.images.split(_BATCH)
+    ]
+    return (torch.cat(found) == pictures.labels).numpy()
+
+
+@torch.no_grad()
+def throughput(
+    model: FocusViTForImageClassification,
+    dense: FocusViTForImageClassification,
+    images: torch.Tensor,
+    repeats: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Images a second from normalised pixels to logits, and the ratio to the dense model in turn with it."""
+    pixels = model_inputs(dense.config, images)["pixel_values"].to(device)
+    subjects = {"row": lambda: model(pixels), DENSE: lambda: dense(pixels)}
+    seconds = {name: median(times) for name, times in interleaved(subjects, repeats, device=device).items()}
+    return {"images_per_second": len(images) / seconds["row"], "to_dense": seconds[DENSE] / seconds["row"]}
 
 
 def measured(
-    row: Row, learning: str, vit: PreTrainedModel, plan: Recipe, seed: int, training: Pictures, evaluation: Pictures
+    dense: FocusViTForImageClassification,
+    row: Row | None,
+    learning: str,
+    plan: Plan,
+    seed: int,
+    data: tuple[Pictures, Pictures],
+    device: torch.device,
+    repeats: int = 0,
+    path: Path | None = None,
 ) -> dict[str, Any]:
     """
-    Converts, learns what there is to learn, measures.
+    Makes a model, lets it learn what there is to learn, measures it, and writes the JSON of the row.
 
     Args:
-        row ([`Row`]), learning (`str`): What is measured.
-        vit ([`PreTrainedModel`]): The dense ViT, which is also the teacher.
-        plan ([`Recipe`]), seed (`int`): Of the fine-tune.
-        training, evaluation ([`Pictures`]): To learn from, and to measure on.
-
-    Returns:
-        `dict`: What the JSON of the row holds beside its name.
+        dense ([`FocusViTForImageClassification`]): The dense ViT, which is also the teacher.
+        row ([`Row`], *optional*), learning (`str`): What is measured; no row: the dense ViT itself.
+        plan ([`Plan`]), seed (`int`): Of the fine-tune.
+        data (pair of [`Pictures`]): To learn from, and to measure on.
+        device (`torch.device`): Where.
+        repeats (`int`, *optional*, defaults to 0): Timed rounds; 0: no throughput.
+        path (`Path`, *optional*): The file to write.
     """
     beginning = Beginning("float32", seed)
-    model: Any = convert_vit_checkpoint(vit, **row.overrides)
-    config, history = model.config, []
-    if row.schedule:
-        model = TokenMerging(model, row.schedule)
+    model = made(dense, row) if row is not None else made(dense, Row(DENSE, 1.0, 1.0))
+    history = []
     if learning != "at_once":
-        teacher = None
-        if learning == "distilled":
-            teacher = Distillation(vit, config, config.image_mean, config.image_std)
-        history = fit(model, config, plan, seed, training, teacher)
-    outcome = (predict(model, evaluation.images).argmax(dim=1) == evaluation.labels).numpy()
-    left = config.num_tokens - sum(row.schedule)
-    return {
-        "tokens": left,
-        "multiply_adds": multiply_adds(config, row.schedule),
-        "overrides": row.overrides,
-        "schedule": row.schedule,
+        teacher = on_device(dense, device) if learning == "distilled" else None
+        history = tune(model, teacher, plan, seed, data[0], device)
+    outcome = outcomes(model, data[1], device)
+    about = {
+        "variant": DENSE if row is None else row.name,
+        "family": DENSE if row is None else row.family,
+        "budget": 1.0 if row is None else row.budget,
+        "flops": flops_of_an_image(model.config),
+        "share": 1.0 if row is None else row.share,
+        "overrides": {} if row is None else row.overrides,
         "learning": learning,
-        "recipe": asdict(plan) if history else None,
-        "seed": seed,
-        "pictures": len(evaluation),
-        "accuracy": float(outcome.mean()),
-        "correct": packed(outcome),
+        "plan": asdict(plan) if history else None,
         "history": history,
-        **beginning.about(),
+        "seed": seed,
+        "device": str(device),
     }
+    if repeats:
+        about["throughput"] = throughput(model, on_device(dense, device), data[1].images[:32], repeats, device)
+    if path is not None:
+        return write_result(path, about, outcome, beginning)
+    return {**about, "accuracy": float(outcome.mean())}
 
 
-def unfinished(
-    rows: Mapping[str, Row], learning: Sequence[str], plan: Recipe, seed: int, results: Path
-) -> Iterator[tuple[str, str]]:
-    """
-    Name and learning of each result that is not there, the quick ones first.
+def _path(results: Path, name: str, learning: str, seed: int) -> Path:
+    return results / f"{name}-{learning}-seed{seed}.json"
 
-    Raises:
-        ValueError: when a result that is there was made with other settings.
-    """
-    for way in learning:
-        for name, row in rows.items():
-            path = results / f"{name}-{way}-seed{seed}.json"
-            if way not in row.learning:
-                continue
-            if not path.is_file():
-                yield name, way
-                continue
-            recipe = None if way == "at_once" else asdict(plan)
-            _require(path, recipe=recipe, overrides=row.overrides, schedule=row.schedule)
+
+def is_there(path: Path, row: Row | None, learning: str, plan: Plan) -> bool:
+    """Whether a result is there; ValueError where it was made with other settings."""
+    if not path.is_file():
+        return False
+    wanted = {
+        "overrides": {} if row is None else row.overrides,
+        "plan": None if learning == "at_once" else asdict(plan),
+    }
+    require_settings(path, read_json(path), json.loads(json.dumps(wanted)))
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes what is not there yet."""
-    rows = all_rows()
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", nargs="+", choices=rows, default=list(rows))
+    parser.add_argument("vit", type=Path, help="A folder with a dense ViT, of Transformers or a FocusViT.")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS, help="Shares of the dense ViT's FLOPs.")
     parser.add_argument("--learning", nargs="+", choices=LEARNING, default=LEARNING)
     parser.add_argument("--seed", type=int, default=0)
-    add_options(parser, "epochs", "data", "cache", "results", epochs=3, results=RESULTS / QUESTION)
-    parser.add_argument("--learning_rate", type=float, default=3e-4, help="Of a fine-tune.")
+    parser.add_argument("--epochs", type=int, default=5, help="Of a fine-tune.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Of a fine-tune.")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="Of a fine-tune.")
+    parser.add_argument("--repeats", type=int, default=7, help="Timed rounds of 32 images; 0: no throughput.")
+    parser.add_argument("--limit", type=int, help="Use so many images of each split.")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    add_options(parser, "split", "data", "cache", "results", results=RESULTS / QUESTION)
     arguments = parser.parse_args(argv)
-    seed, results = arguments.seed, arguments.results
-    plan = Recipe(epochs=arguments.epochs, learning_rate=arguments.learning_rate)
-    training, evaluation = training_and_evaluation(arguments.data, BASE["image_size"], "test", arguments.cache)
-    chosen = {name: rows[name] for name in arguments.rows}
-    todo = list(unfinished(chosen, arguments.learning, plan, seed, results))
-    vit = dense_vit(seed, training, evaluation, arguments.cache, results)
-    for name, learning in todo:
-        result = measured(chosen[name], learning, vit, plan, seed, training, evaluation)
-        write_json(results / f"{name}-{learning}-seed{seed}.json", {"variant": name, **result})
-        print(f"{name}, {learning}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)
+    dense = load_dense(arguments.vit)
+    plan = Plan(arguments.epochs, arguments.batch_size, arguments.learning_rate)
+    height, width = dense.config.image_height_and_width
+    if height != width:
+        raise ValueError(f"Expected a ViT of square images, got {height} x {width}.")
+    training, evaluation = training_and_evaluation(arguments.data, height, arguments.split, arguments.cache)
+    data = (training[: arguments.limit], evaluation[: arguments.limit])
+    rows: list[Row | None] = [None, *all_rows(dense.config, arguments.families, arguments.budgets)]
+    print(*(f"{row.name}: {row.share:.3f} of the FLOPs, {row.overrides}" for row in rows if row), sep="\n", flush=True)
+    for learning in LEARNING:
+        for row in rows:
+            skipped = row is not None and row.family in UNTRAINED and learning == "at_once"
+            name = DENSE if row is None else row.name
+            path = _path(arguments.results, name, learning, arguments.seed)
+            if learning not in arguments.learning or skipped or is_there(path, row, learning, plan):
+                continue
+            result = measured(
+                dense, row, learning, plan, arguments.seed, data, arguments.device, arguments.repeats, path
+            )
+            print(f"{name}, {learning}: {result['accuracy']:.4f} in {result['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
