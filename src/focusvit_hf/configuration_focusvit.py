@@ -10,9 +10,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
 from .errors import refuse_misspelt
+from .segmentation_options import LAY_BACKS, check_segmentation
 from .sparsification_options import MODES, RELEVANCES, check_sparsification, kept_counts, kept_shares
 from .superpixel_options import (
     LARGEST_SIZE,
@@ -45,6 +47,7 @@ _CHOICES = {
     "classifier_pooling": ("cls", "cls_dist_mean", "cls_patch_mean"),
     "sparsification_relevance": RELEVANCES,
     "sparsification_mode": MODES,
+    "segmentation_lay_back": LAY_BACKS,
 }
 # Smallest and largest value of each whole number and of each other number that is the configuration's own.
 _COUNTS = {
@@ -56,6 +59,7 @@ _COUNTS = {
     "intermediate_size": (1, LARGEST_SIZE),
     "stem_channels": (1, LARGEST_SIZE),
     "num_latents": (1, LARGEST_SIZE),
+    "segmentation_hidden_size": (1, LARGEST_SIZE),
     "num_register_tokens": (0, LARGEST_SIZE),
     "num_labels": (0, LARGEST_SIZE),
 }
@@ -65,6 +69,7 @@ _NUMBERS = {
     "layer_scale": (1e-20, 1e6),
 }
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+_BACKBONE_FIELDS = ("out_features", "out_indices")
 # Keys that every configuration takes though they are no attributes of its class.
 _OTHER_KEYS = ("torch_dtype", "attn_implementation")
 # Five times the parameters of the largest ViT.
@@ -72,7 +77,7 @@ _MOST_PARAMETERS = 100_000_000_000
 
 
 @strict
-class FocusViTConfig(PreTrainedConfig):
+class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a FocusViT ("Focus Your Attention: Towards Data-Intuitive Lightweight Vision Transformers",
     arXiv 2506.18791) and of its controls, the dense ViT and pooling over a regular grid.
@@ -162,6 +167,20 @@ class FocusViTConfig(PreTrainedConfig):
         add_pooling_layer (`bool`, *optional*, defaults to `False`):
             Whether `pooler_output` of [`FocusViTModel`] is a linear layer and tanh on the class token instead of the
             class token itself. A classifier has none.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that the loss of [`FocusViTForSemanticSegmentation`] passes over.
+        segmentation_hidden_size (`int`, *optional*, defaults to 64): Width of its head.
+        segmentation_cell_features (`bool`, *optional*):
+            Whether its head reads the stem's own feature of each cell, for detail, beside the token of the cell's
+            region. By default where there is a stem, `embedding_type="conv"`.
+        segmentation_kernel_size (`int`, *optional*, defaults to 1):
+            Side in cells, odd, of a depthwise convolution that mixes neighbouring cells in its head; 1 is none.
+        segmentation_lay_back (`str`, *optional*, defaults to `"nearest"`):
+            How a token becomes a value of each cell: `"nearest"`, that of the cell's region; `"bilinear"`, between the
+            centres of the regions, which tiles and patches have in rows and columns and superpixels have not.
+        out_features, out_indices (`list[str]`, `list[int]`, *optional*):
+            What [`FocusViTBackbone`] gives, by name or by place in `stage_names`: `"stem"`, the tokens before the
+            first layer, and `"stage1"`, `"stage2"`, … after each layer. The last one by default.
         image_mean, image_std (`float` or `list[float]`, *optional*, default to 0.5):
             For all channels or for each. Normalisation of `pixel_values`, undone to compute superpixels from them.
 
@@ -179,7 +198,7 @@ class FocusViTConfig(PreTrainedConfig):
     ```"""
 
     model_type = "focusvit"
-    keys_to_ignore_at_inference = ["kept_tokens", "kept_masks", "token_states", "aux_loss"]
+    keys_to_ignore_at_inference = ["kept_tokens", "kept_masks", "token_states", "aux_loss", "superpixel_ids"]
     attribute_map = {"layer_norm_epsilon": "layer_norm_eps"}
 
     image_size: int | list[int] | tuple[int, int] = 224
@@ -222,6 +241,11 @@ class FocusViTConfig(PreTrainedConfig):
     descriptor_window: int | None = 1
     classifier_pooling: str = "cls"
     add_pooling_layer: bool = False
+    semantic_loss_ignore_index: int = 255
+    segmentation_hidden_size: int = 64
+    segmentation_cell_features: bool | None = None
+    segmentation_kernel_size: int = 1
+    segmentation_lay_back: str = "nearest"
     image_mean: float | int | list[float | int] | tuple[float | int, ...] = 0.5
     image_std: float | int | list[float | int] | tuple[float | int, ...] = 0.5
 
@@ -236,10 +260,13 @@ class FocusViTConfig(PreTrainedConfig):
             values = getattr(self, name)
             listed = [values] * self.num_channels if isinstance(values, (int, float)) else values
             setattr(self, name, [float(value) for value in listed])
+        out_features, out_indices = (kwargs.pop(name, None) for name in _BACKBONE_FIELDS)
         super().__post_init__(**kwargs)
         self._check_sizes()
         self.validate_layer_type()
         check_sparsification(self)
+        check_segmentation(self)
+        self.set_output_features_output_indices(out_features, out_indices)
         for field, reason in self._idle_fields().items():
             logger.warning_once(f"{field}={getattr(self, field)!r} has no effect: {reason}.")
 
@@ -282,12 +309,15 @@ class FocusViTConfig(PreTrainedConfig):
         """As in the base class, but fields given beside the dictionary are checked like those in it."""
         cls._refuse_misspelt(kwargs)
         own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        given = {name: kwargs.pop(name) for name in own if name in kwargs}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        given = {name: kwargs.pop(name) for name in (*own, *_BACKBONE_FIELDS) if name in kwargs}
+        # What is stored goes by the stored number of layers, and each of the two follows from the other.
+        stale = _BACKBONE_FIELDS if {"num_hidden_layers", *_BACKBONE_FIELDS} & given.keys() else ()
+        stored = {name: value for name, value in config_dict.items() if name not in stale}
+        return super().from_dict({**stored, **given}, **kwargs)
 
     @classmethod
     def _refuse_misspelt(cls, kwargs: Mapping[str, Any]) -> None:
-        names = [field.name for field in fields(cls)] + ["num_labels"]
+        names = [field.name for field in fields(cls)] + ["num_labels", *_BACKBONE_FIELDS]
         # Attributes that are no fields but that every configuration knows, such as num_labels.
         known = {*cls.attribute_map, *_OTHER_KEYS, *(key for key in kwargs if hasattr(cls, key))}
         refuse_misspelt(kwargs, names, "configuration field", known)
@@ -484,6 +514,17 @@ class FocusViTConfig(PreTrainedConfig):
     def kept_counts(self, num_tokens: int) -> tuple[int, ...]:
         """How many of `num_tokens` tokens are left after each of the `sparsification_layers`."""
         return kept_counts(num_tokens, self.kept_shares)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of what [`FocusViTBackbone`] can give: the tokens before the first layer and after each."""
+        return ["stem", *(f"stage{index + 1}" for index in range(self.num_hidden_layers))]
+
+    @property
+    def uses_cell_features(self) -> bool:
+        """Whether the segmentation head reads the stem's own feature of each cell."""
+        given = self.segmentation_cell_features
+        return self.embedding_type == "conv" if given is None else given
 
     @property
     def superpixel_count(self) -> int:

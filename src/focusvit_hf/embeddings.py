@@ -161,11 +161,12 @@ class FocusViTEmbeddings(nn.Module):
         return _map_of_tiles(layout, cells, device)
 
     def forward(
-        self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None, with_units: bool = False
+    ) -> tuple[torch.Tensor, ...]:
         """
         Returns the prefix `(batch_size, num_prefix_tokens, hidden_size)`, the tokens `(batch_size, K, hidden_size)`
-        and the share of the image's area each token covers, `(batch_size or 1, K)`.
+        and the share of the image's area each token covers, `(batch_size or 1, K)`; `with_units` also what was pooled,
+        `(batch_size, N, channels)`.
         """
         config = self.config
         height, width = pixel_values.shape[-2:]
@@ -182,9 +183,10 @@ class FocusViTEmbeddings(nn.Module):
             options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
             if not torch.compiler.is_compiling():
                 options["context_fn"] = self._contexts_of_passes
-            pooled, shapes, patch_weights = checkpoint(self.pool, pixel_values, ids, num_regions, **options)
+            inputs = (pixel_values, ids, num_regions, with_units)
+            pooled, shapes, patch_weights, *units = checkpoint(self.pool, *inputs, **options)
         else:
-            pooled, shapes, patch_weights = self._pool_in_chunks(pixel_values, ids, num_regions)
+            pooled, shapes, patch_weights, *units = self._pool_in_chunks(pixel_values, ids, num_regions, with_units)
         # Under autocast the projection gives a narrow type. The sums from here on, through all layers, stay in that of
         # the weights, as in ViT, or their rounding errors would add up.
         tokens = self.projection(pooled).to(self.cls_token.dtype)
@@ -199,14 +201,15 @@ class FocusViTEmbeddings(nn.Module):
         tokens = tokens + positions
         prefix = torch.cat((special, self.register_tokens), dim=1) if config.num_register_tokens else special
         prefix = prefix.expand(tokens.shape[0], -1, -1)
-        return self.dropout(prefix), self.dropout(tokens), shapes[..., 2]
+        return self.dropout(prefix), self.dropout(tokens), shapes[..., 2], *units
 
     def pool(
-        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int, with_units: bool = False
+    ) -> tuple[Any, ...]:
         """
         Units pooled over the regions of `ids`, `(batch_size, num_regions, channels)`; the regions' geometry
-        `(batch_size or 1, num_regions, 5)`; and, where somebody needs it, their overlap with the patches.
+        `(batch_size or 1, num_regions, 5)`; where somebody needs it, their overlap with the patches, else None; and
+        `with_units` the units.
         """
         regions = Regions(ids, num_regions)
         shapes = regions.geometry()
@@ -217,8 +220,10 @@ class FocusViTEmbeddings(nn.Module):
             patch_weights = self.patch_weights(regions, shapes, patches)
         units = self.units(pixel_values)
         if patch_weights is None or self.uses_cells:
-            return pool_cells(units, regions), shapes, patch_weights
-        return pool_units(units, patch_weights), shapes, patch_weights
+            pooled = pool_cells(units, regions)
+        else:
+            pooled = pool_units(units, patch_weights)
+        return (pooled, shapes, patch_weights, units) if with_units else (pooled, shapes, patch_weights)
 
     def _contexts_of_passes(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """For `checkpoint`: what the forward pass runs in, and what it runs in when the backward pass repeats it."""
@@ -239,23 +244,23 @@ class FocusViTEmbeddings(nn.Module):
                     buffer.copy_(values)
 
     def _pool_in_chunks(
-        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        self, pixel_values: torch.Tensor, ids: torch.Tensor, num_regions: int, with_units: bool
+    ) -> tuple[Any, ...]:
         """[`pool`] a few images at a time: a CPU is faster where its caches hold the units of a chunk."""
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         # Training normalises over the batch; a chunk with gradients would keep its pages anyway.
         if traced or self.training or torch.is_grad_enabled() or pixel_values.device.type != "cpu":
-            return self.pool(pixel_values, ids, num_regions)
+            return self.pool(pixel_values, ids, num_regions, with_units)
         bytes_of_image = 4 * ids.shape[1] * ids.shape[2] * self.config.stem_channels
         count = max(1, _CHUNK_BYTES // bytes_of_image)
         batch = pixel_values.shape[0]
         if batch <= count or ids.shape[0] != batch:
-            return self.pool(pixel_values, ids, num_regions)
+            return self.pool(pixel_values, ids, num_regions, with_units)
         chunks = [
-            self.pool(*chunk, num_regions) for chunk in zip(pixel_values.split(count), ids.split(count), strict=True)
+            self.pool(*chunk, num_regions, with_units)
+            for chunk in zip(pixel_values.split(count), ids.split(count), strict=True)
         ]
-        pooled, shapes, weights = zip(*chunks, strict=True)
-        return torch.cat(pooled), torch.cat(shapes), None if weights[0] is None else torch.cat(weights)
+        return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def patch_weights(self, regions: Regions, shapes: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
         """Overlap of regions with patches, `(batch_size or 1, K, patches)`, soft or hard."""

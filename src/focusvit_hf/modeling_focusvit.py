@@ -1,7 +1,7 @@
 """PyTorch FocusViT model."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -31,6 +31,23 @@ from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTML
 logger = logging.get_logger(__name__)
 
 
+class TokenStage(NamedTuple):
+    """
+    The tokens at one depth, before the last norm: one for each region of a map of the cells.
+
+    Attributes:
+        tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): The tokens.
+        latents (`torch.FloatTensor` of shape `(batch_size, prefix + M, hidden_size)`, *optional*):
+            Behind a latent layer, which leaves the tokens as they are: class token and latents, which have learned.
+        region_ids (`torch.LongTensor` of shape `(batch_size or 1, height / cell, width / cell)`):
+            Region of each cell, in [0, T).
+    """
+
+    tokens: torch.Tensor
+    latents: torch.Tensor | None
+    region_ids: torch.Tensor
+
+
 @dataclass
 class FocusViTModelOutput(BaseModelOutputWithPooling):
     r"""
@@ -47,12 +64,18 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
     token_states (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`, *optional*):
         With `sparsification_layers` and a last layer of full attention the final states of the tokens of
         `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
+    token_stages (`tuple` of [`TokenStage`], *optional*):
+        With `output_stages` the tokens before the first layer and after each one.
+    units (`torch.FloatTensor` of shape `(batch_size, N, channels)`, *optional*):
+        With `output_stages` what was pooled: features of the stem's cells, in reading order, or linear patches.
     """
 
     patch_mean: torch.Tensor | None = None
     kept_tokens: tuple[torch.Tensor, ...] | None = None
     kept_masks: tuple[torch.Tensor, ...] | None = None
     token_states: torch.Tensor | None = None
+    token_stages: tuple[TokenStage, ...] | None = None
+    units: torch.Tensor | None = None
 
 
 @dataclass
@@ -304,12 +327,15 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         superpixel_ids: torch.Tensor | None = None,
+        output_stages: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FocusViTModelOutput:
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
             `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
+        output_stages (`bool`, *optional*, defaults to `False`):
+            Whether to return `token_stages` and `units`, which dense outputs are made of.
         """
         if pixel_values is None:
             raise ValueError("Expected pixel_values, got None.")
@@ -317,7 +343,9 @@ class FocusViTModel(FocusViTPreTrainedModel):
         if superpixel_ids is None and self.config.patch_pooling == "superpixel":
             superpixel_ids = self.compute_superpixel_ids(pixel_values)
         pools_at_depth = self.config.pooling_layer > 0
-        prefix, tokens, area = self.embeddings(pixel_values.to(self.dtype), None if pools_at_depth else superpixel_ids)
+        prefix, tokens, area, *units = self.embeddings(
+            pixel_values.to(self.dtype), None if pools_at_depth else superpixel_ids, with_units=output_stages
+        )
         dtype = tokens.dtype
         state = TokenState(area, tokens.shape[1])
         choice = self._choice(pixel_values, tokens.shape[1])
@@ -326,6 +354,10 @@ class FocusViTModel(FocusViTPreTrainedModel):
         # on another device moves what it is given, and leaves there what it returns.
         stream, context = torch.cat((prefix, tokens), dim=1), None
         bias = self._column_bias(state, dtype)
+        stages = []
+        if output_stages:
+            region_ids = self._region_ids(pixel_values, superpixel_ids, before_pooling=pools_at_depth)
+            stages.append(TokenStage(tokens, None, region_ids))
         for index, (layer, layer_type) in enumerate(zip(self.layers, self.layer_types, strict=True)):
             reduced = None
             if pools_at_depth and index == self.config.pooling_layer:
@@ -348,6 +380,11 @@ class FocusViTModel(FocusViTPreTrainedModel):
             stream = layer(stream, context, mask, state.column_mask(length), observer, **kwargs)
             if observer is not None:
                 stream, state.observed[index] = stream
+            if output_stages:
+                if pools_at_depth and index == self.config.pooling_layer:
+                    region_ids = self._region_ids(pixel_values, superpixel_ids)
+                tokens = self._tokens_of(stream, context, state.count)
+                stages.append(TokenStage(tokens, None if context is None else stream, region_ids))
 
         sequence = self.layernorm(stream)
         pooled = sequence[:, 0]
@@ -356,7 +393,17 @@ class FocusViTModel(FocusViTPreTrainedModel):
             pooler_output=pooled if self.pooler is None else self.pooler(pooled),
             patch_mean=self._patch_mean(sequence, state.weights() if context is None else None),
             **({} if choice is None else choice.outputs(sequence, state, ends_in_tokens=context is None)),
+            **({"token_stages": tuple(stages), "units": units[0]} if output_stages else {}),
         )
+
+    def _region_ids(
+        self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None, before_pooling: bool = False
+    ) -> torch.Tensor:
+        """The region of each cell, or its patch before the tokens are pooled: `(batch_size or 1, rows, columns)`."""
+        if superpixel_ids is not None and not before_pooling:
+            return superpixel_ids
+        height, width = pixel_values.shape[-2:]
+        return self.embeddings.tile_map(height, width, pixel_values.device, of_patches=before_pooling)
 
     def _choice(self, pixel_values: torch.Tensor, num_tokens: int) -> TokenChoice | None:
         """What chooses the tokens that stay, in this pass; None for a model in which all do."""

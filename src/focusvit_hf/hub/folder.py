@@ -12,6 +12,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
+from ..modeling_focusvit_dense import FocusViTBackbone, FocusViTForSemanticSegmentation
 from ..utils.files import new_folder, read_json, write_json, write_whole
 from ..utils.messages import told_of
 from .contents import CARD_FILE, TRAINING_LOG_FILE, code_files
@@ -25,6 +26,8 @@ AUTO_CLASSES: dict[str, type] = {
     "AutoImageProcessor": FocusViTImageProcessor,
     "AutoModel": FocusViTModel,
     "AutoModelForImageClassification": FocusViTForImageClassification,
+    "AutoModelForSemanticSegmentation": FocusViTForSemanticSegmentation,
+    "AutoBackbone": FocusViTBackbone,
 }
 
 
