@@ -35,6 +35,7 @@ from .images import (
     naming_image,
     resize,
 )
+from .segmentation_maps import SegmentationPostProcessing, labels_of
 from .superpixel_maps import superpixel_map
 from .superpixel_options import (
     SHARED_FIELDS,
@@ -60,6 +61,7 @@ class FocusViTImageProcessorKwargs(ImagesKwargs, total=False):
     superpixel_cell_size: int | None
     superpixel_method: str
     patch_size: int
+    do_reduce_labels: bool
 
 
 _OWN_OPTIONS = tuple(
@@ -87,7 +89,7 @@ def _per_channel(name: str, values: float | tuple[float, ...] | list[float], cha
     return torch.tensor(listed)[:, None, None]
 
 
-class FocusViTImageProcessor(PilBackend):
+class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
     r"""
     Prepares images for FocusViT: resize, crop, superpixels, rescale, normalise. Runs without torchvision.
 
@@ -124,16 +126,23 @@ class FocusViTImageProcessor(PilBackend):
             `"torch"` (see [`~superpixels.slic`]) or `"skimage"`: scikit-image's `slic` an image at a time, its map
             reduced to cells by majority and repaired to K by splitting the largest segments or merging the smallest.
         patch_size (`int`, *optional*, defaults to 16): The model's patch, from which the cell's default follows.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether masks lose their class 0, the background: 0 becomes 255, which does not count, and k becomes k - 1.
+
+    Masks: `segmentation_maps` of a call, one of each image and of its size, with the numbers of the classes: images of
+    one channel (of a palette the indices count) or arrays of integers. They are resized to the nearest pixel.
 
     Returns of a call:
         [`BatchFeature`] with `pixel_values` of shape `(batch_size, 3, height, width)`, float32, and `superpixel_ids`
         of shape `(batch_size, height / cell, width / cell)`, int64 in [0, K), every id present in every image.
-        Lists of arrays without `return_tensors`.
+        Lists of arrays without `return_tensors`. With `segmentation_maps` also `labels` of shape
+        `(batch_size, height, width)`, int64, 255 where a crop reaches beyond the image.
 
     Raises:
         ValueError:
             On options out of range; on an image that is empty, holds NaN or infinity, cannot be decoded or is larger
-            than `PIL.Image.MAX_IMAGE_PIXELS` (its number in the batch, from 0, is named); when cell or K do not fit.
+            than `PIL.Image.MAX_IMAGE_PIXELS` (its number in the batch, from 0, is named); when cell or K do not fit;
+            on masks of colours or floats, of another size than their image, or of another number.
 
     Example:
 
@@ -166,6 +175,7 @@ class FocusViTImageProcessor(PilBackend):
     superpixel_cell_size = None
     superpixel_method = "torch"
     patch_size = 16
+    do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[FocusViTImageProcessorKwargs]):
         _refuse_misspelt(kwargs)
@@ -182,6 +192,17 @@ class FocusViTImageProcessor(PilBackend):
         """As in the base class, but options given beside the dictionary are checked like those in it."""
         _refuse_misspelt(kwargs)
         return super().from_dict(image_processor_dict, **kwargs)
+
+    def preprocess(self, images: ImageInput, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """
+        What a call does, see the class.
+
+        Args:
+            images: One image or several.
+            segmentation_maps (*optional*): The mask of each image, for training.
+            kwargs: Options, instead of the processor's own, and `return_tensors`.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
@@ -285,6 +306,20 @@ class FocusViTImageProcessor(PilBackend):
         if not prepared:
             raise ValueError(f"Expected at least one image, got {images!r}.")
         return prepared
+
+    def _preprocess_image_like_inputs(
+        self, images: ImageInput, segmentation_maps: Any = None, *args: Any, **kwargs: Any
+    ) -> BatchFeature:
+        if segmentation_maps is None:
+            return super()._preprocess_image_like_inputs(images, *args, **kwargs)
+        prepared = self._prepare_image_like_inputs(images, *args, **kwargs)
+        sizes = [one.size[::-1] if isinstance(one, Image.Image) else one.shape[1:] for one in prepared]
+        labels: Any = labels_of(segmentation_maps, sizes, **kwargs)
+        batch = self._preprocess(prepared, *args, **kwargs)
+        batch.update(BatchFeature(data={"labels": labels}, tensor_type=kwargs.get("return_tensors")))
+        if kwargs.get("device") is not None:
+            batch.to(kwargs["device"])
+        return batch
 
     def _resize_and_crop(
         self,

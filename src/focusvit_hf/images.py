@@ -4,7 +4,7 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -79,12 +79,28 @@ def decode_image(
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _decode_array(source, do_convert_rgb, input_data_format)
+    return open_image(source, lambda image: from_pil(image, do_convert_rgb))
+
+
+def open_image(source: Any, convert: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
+    """
+    One image as it is stored, decoded and upright: of a palette, its indices; of a mask, its numbers.
+
+    Args:
+        source: As of [`decode_image`], but for arrays and tensors.
+        convert (`Callable`, *optional*): What is made of it; a ValueError of it names the file, too.
+
+    Raises:
+        ValueError: as [`decode_image`].
+    """
     name, file = (getattr(source, "filename", ""), None) if isinstance(source, Image.Image) else _opened(source)
     try:
         if file is None:
-            return from_pil(_loaded(source), do_convert_rgb)
-        with _decoding(), _open_file(file) as image:
-            return from_pil(_loaded(image), do_convert_rgb)
+            image = _loaded(source)
+        else:
+            with _decoding(), _open_file(file) as opened:
+                image = _loaded(opened)
+        return image if convert is None else convert(image)
     except ValueError as error:
         raise ValueError(f"{name}: {error}" if name else str(error)) from error
 

@@ -31,8 +31,10 @@ from transformers.dynamic_module_utils import (
 )
 
 from focusvit_hf import (
+    FocusViTBackbone,
     FocusViTConfig,
     FocusViTForImageClassification,
+    FocusViTForSemanticSegmentation,
     FocusViTImageProcessor,
     FocusViTModel,
 )
@@ -107,6 +109,36 @@ def test_a_folder_with_code_under_other_names_loads(saved, expected, pictures, t
     loaded = AutoModelForImageClassification.from_pretrained(saved)
     assert type(loaded) is FocusViTForImageClassification
     assert set(push_to_hub(saved, "me/mine", dry_run=True).files) == {path.name for path in saved.iterdir()}
+
+
+@pytest.mark.parametrize("kind", [FocusViTForSemanticSegmentation, FocusViTBackbone])
+def test_the_code_of_a_folder_gives_dense_outputs(kind, tiny_config, photographs, tmp_path, monkeypatch):
+    model = kind(tiny_config(num_labels=3)).eval()
+    image_processor = FocusViTImageProcessor.from_model_config(model.config)
+    folder = save_for_hub(model, image_processor, tmp_path / "saved")
+    entry = json.loads((folder / "config.json").read_text())["auto_map"]
+    auto = "AutoBackbone" if kind is FocusViTBackbone else "AutoModelForSemanticSegmentation"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    remote = get_class_from_dynamic_module(entry[auto], folder)
+    assert remote is not kind and remote.__name__ == kind.__name__
+    inputs = image_processor(photographs[0].numpy(), return_tensors="pt")
+    with torch.no_grad():
+        expected, found = (one.eval()(**inputs).to_tuple()[0] for one in (model, remote.from_pretrained(folder)))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+    tag = "image-feature-extraction" if kind is FocusViTBackbone else "image-segmentation"
+    assert ModelCard.load(folder / "README.md").data.pipeline_tag == tag
+    if kind is FocusViTForSemanticSegmentation:
+        assert 'segment = pipeline("image-segmentation", model=name' in (folder / "README.md").read_text()
+        assert (
+            len(
+                pipeline("image-segmentation", model=str(folder))(
+                    Image.fromarray(photographs[0].permute(1, 2, 0).numpy())
+                )
+            )
+            > 0
+        )
 
 
 def test_the_folder_holds_the_model_its_card_and_its_code(saved):
@@ -290,7 +322,7 @@ def test_what_does_not_belong_together_is_refused(model, image_processor, tmp_pa
     with pytest.raises(ValueError, match="num_superpixels: expected 16, got 9"):
         save_for_hub(model, other, tmp_path / "new")
     for wrong in (model.config, torch.nn.Linear(1, 1), "model"):
-        with pytest.raises(ValueError, match="expected a FocusViTForImageClassification or a FocusViTModel"):
+        with pytest.raises(ValueError, match="expected a FocusViTForImageClassification or another model"):
             save_for_hub(wrong, image_processor, tmp_path / "new")
     with pytest.raises(ValueError, match="expected a FocusViTImageProcessor, got NoneType"):
         save_for_hub(model, None, tmp_path / "new")

@@ -48,7 +48,7 @@ def save_for_hub(
     `trust_remote_code=True`, with the code in the folder. The folder appears whole or not at all.
 
     Args:
-        model ([`FocusViTForImageClassification`] or [`FocusViTModel`]): Saved as safetensors.
+        model ([`FocusViTPreTrainedModel`]): Any of this package's models. Saved as safetensors.
         image_processor ([`FocusViTImageProcessor`]): The one that prepares the model's images.
         folder (`str` or `Path`): A new folder, or an empty one.
         location (`str`, *optional*): What the card's code loads it by, its name on the Hub; `folder` by default.
@@ -79,7 +79,7 @@ def save_for_hub(
     ```"""
     if not isinstance(model, PreTrainedModel) or type(model) not in AUTO_CLASSES.values():
         raise ValueError(
-            "expected a FocusViTForImageClassification or a FocusViTModel, its adapters merged, got "
+            "expected a FocusViTForImageClassification or another model of this package, its adapters merged, got "
             f"{type(model).__name__}"
         )
     if not isinstance(image_processor, FocusViTImageProcessor):

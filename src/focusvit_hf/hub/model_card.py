@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_focusvit import FocusViTConfig
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..utils.messages import told_of
 from ..utils.names import check_identifier, hub_name, last_part
 from .training_record import METRICS, TrainingRecord
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     # Loads datasets and more, which nothing here needs.
     from transformers import Trainer
 
-CLASSIFICATION, FEATURES = "image-classification", "image-feature-extraction"
+CLASSIFICATION, SEGMENTATION, FEATURES = "image-classification", "image-segmentation", "image-feature-extraction"
+_KINDS = {CLASSIFICATION: "image classifier", SEGMENTATION: "semantic segmentation model", FEATURES: "image encoder"}
 _SHOWN_CLASSES = 20
 _TEMPLATES = Path(__file__).parent / "templates"
 _USE = re.compile(r"^## Use\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -41,7 +43,7 @@ def model_card(
     Writes the card of a model. It says nothing that is not known: what is missing in the record is missing in it.
 
     Args:
-        model ([`FocusViTForImageClassification`] or [`FocusViTModel`]): The model.
+        model ([`FocusViTPreTrainedModel`]): The model.
         name (`str`): Its name, the card's title.
         location (`str`, *optional*): What `from_pretrained` finds it by: a name on the Hub or a folder.
         record ([`TrainingRecord`], *optional*): What is known of its training.
@@ -54,13 +56,13 @@ def model_card(
         ValueError: when the result would not be a card the Hub accepts.
     """
     record = record or TrainingRecord()
-    task = CLASSIFICATION if isinstance(model, FocusViTForImageClassification) else FEATURES
+    task = task_of(model)
     config = cast(FocusViTConfig, model.config)
     card = ModelCard.from_template(
         _metadata(name, record, task),
         template_path=str(_TEMPLATES / "card.md"),
         name=name,
-        kind="image classifier" if task == CLASSIFICATION else "image encoder",
+        kind=_KINDS[task],
         regions=_regions(config),
         has_latents="latent_attention" in (config.layer_types or ()),
         use=use_section(location or name, task, remote_code),
@@ -162,13 +164,21 @@ def check_card(card: ModelCard) -> None:
         raise ValueError("expected metadata in the card that YAML gives back as they are, got others")
 
 
+def task_of(model: PreTrainedModel) -> str:
+    """What a model is for, as the Hub and `pipeline` call it."""
+    if isinstance(model, FocusViTForSemanticSegmentation):
+        return SEGMENTATION
+    return CLASSIFICATION if isinstance(model, FocusViTForImageClassification) else FEATURES
+
+
 def use_section(location: str, task: str, remote_code: bool) -> str:
     """The section "Use" of a card: code that runs as it stands beside two images, `cat.png` and `dog.png`."""
     template = jinja2.Template((_TEMPLATES / "use.md").read_text(encoding="utf-8"))
     return template.render(
         location=json.dumps(location),
         task=task,
-        classifies=task == CLASSIFICATION,
+        has_pipeline=task != FEATURES,
+        does={CLASSIFICATION: "classify", SEGMENTATION: "segment"}.get(task),
         remote_code=remote_code,
         trust=", trust_remote_code=True" if remote_code else "",
     )
@@ -241,7 +251,7 @@ def _model_rows(model: PreTrainedModel, task: str) -> list[tuple[str, str]]:
         rows["latents"] = str(config.num_latents)
     rows["width"] = f"{config.hidden_size}, {config.num_attention_heads} heads, MLP {config.intermediate_size}"
     rows["embedding, position"] = f"{config.embedding_type}, {config.position_embedding_type}"
-    if task == CLASSIFICATION:
+    if task != FEATURES:
         names = [config.id2label[index] for index in sorted(config.id2label)]
         more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
         rows["classes"] = f"{len(names)}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
