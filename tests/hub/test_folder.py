@@ -120,6 +120,9 @@ def test_the_code_of_a_folder_gives_dense_outputs(kind, tiny_config, photographs
     auto = "AutoBackbone" if kind is FocusViTBackbone else "AutoModelForSemanticSegmentation"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    # What was imported from the cache of another test would be looked for there.
+    for module in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, module)
     remote = get_class_from_dynamic_module(entry[auto], folder)
     assert remote is not kind and remote.__name__ == kind.__name__
     inputs = image_processor(photographs[0].numpy(), return_tensors="pt")
