@@ -158,7 +158,7 @@ def test_labels_that_do_not_fit_are_refused(segmenter, pixels, labels, message):
         ({"segmentation_cell_features": True, "embedding_type": "patch"}, "Expected embedding_type='conv'"),
         ({"segmentation_kernel_size": 2}, "Expected an odd segmentation_kernel_size"),
         ({"segmentation_kernel_size": -1}, "Expected an odd segmentation_kernel_size"),
-        ({"segmentation_hidden_size": 0}, "Expected segmentation_hidden_size > 0"),
+        ({"segmentation_hidden_size": 0}, "segmentation_hidden_size"),
         ({"segmentation_lay_back": "cubic"}, "Expected segmentation_lay_back to be one of"),
         ({"segmentation_lay_back": "bilinear"}, "Expected patch_pooling 'grid' or 'none'"),
         ({"out_features": ["stage3"]}, "stage3"),
