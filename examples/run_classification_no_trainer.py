@@ -36,6 +36,7 @@ from focusvit_hf.training.objective import parameter_groups, require_finite, sof
 from focusvit_hf.training.output_folder import clear_output_dir
 from focusvit_hf.training.run import Outcome, run
 from focusvit_hf.training.setup import Setup
+from focusvit_hf.training.sparsification import rest_backbone, with_aux_loss, with_predictor_rate
 
 
 class Loop:
@@ -76,7 +77,10 @@ class Loop:
             return
         require_a_batch(setup.train_rows, args.per_device_train_batch_size * self.accelerator.num_processes, args)
         make_optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        optimizer = make_optimizer(parameter_groups(setup.model, args.weight_decay), **options)
+        groups = parameter_groups(setup.model, args.weight_decay)
+        if args.predictor_learning_rate is not None:
+            groups = with_predictor_rate(groups, setup.model, args.predictor_learning_rate)
+        optimizer = make_optimizer(groups, **options)
         self.model, self.optimizer, self.train_loader = self.accelerator.prepare(
             setup.model, optimizer, self._loader(training=True)
         )
@@ -169,6 +173,8 @@ class Loop:
             if self.accelerator.sync_gradients and self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
             self.learning_rate = self.scheduler.get_last_lr()[0]
+            if int(self.setup.train_collator.epoch) < self.args.frozen_epochs:
+                rest_backbone(self.model)
             self.optimizer.step()
             # A step whose gradients overflow in half precision is not made.
             if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
@@ -180,11 +186,12 @@ class Loop:
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels, view = batch.pop("labels"), view_of(batch)
         with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
-            logits = self.model(**batch)["logits"]
+            outputs = self.model(**batch)
+        logits = outputs["logits"]
         loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
         if self.setup.distillation is not None:
             loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"], **view)
-        return loss
+        return with_aux_loss(loss, outputs)
 
     def _due(self, strategy: str, interval: float) -> bool:
         return strategy == "steps" and interval > 0 and self.step % interval == 0

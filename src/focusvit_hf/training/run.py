@@ -16,6 +16,7 @@ from .evaluation import accuracy, ranked
 from .output_folder import clear_output_dir, finished_figures, prepare_output_dir
 from .results import finish
 from .setup import Setup, set_up
+from .sparsification import FrozenBackbone
 from .trainer import FocusViTTrainer
 
 
@@ -100,9 +101,14 @@ def train_with_trainer(args: TrainingArguments, setup: Setup, checkpoint: str | 
         processing_class=setup.processor,
         compute_metrics=accuracy,
         preprocess_logits_for_metrics=ranked,
-        callbacks=[EpochCallback(setup.train_collator), *([setup.elastic] if setup.elastic else [])],
+        callbacks=[
+            EpochCallback(setup.train_collator),
+            *([setup.elastic] if setup.elastic else []),
+            *([FrozenBackbone(args.frozen_epochs)] if args.frozen_epochs else []),
+        ],
         ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
         distillation=setup.distillation,
+        predictor_learning_rate=args.predictor_learning_rate,
     )
     if args.do_train:
         clear_output_dir(args, checkpoint)

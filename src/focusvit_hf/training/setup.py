@@ -23,6 +23,7 @@ from .distillation import Distillation
 from .elastic import ElasticSuperpixels
 from .labels import fitted_to_checkpoint
 from .model import checkpoint_classes, load_model, refuse_other_configuration
+from .sparsification import require_predictors
 from .teaching import make_distillation
 
 
@@ -94,6 +95,7 @@ def set_up(
     names = class_names(next(iter(splits.values())), data_args)
     model, processor = load_model(model_args, names)
     refuse_other_configuration(checkpoint, model.config)
+    require_predictors(model, args.predictor_learning_rate, args.frozen_epochs)
     origin = origin_of(model_args, data_args, splits) if args.do_train else {}
     if args.do_train:
         # A card that the Hub does not take is to be known of before hours of training.

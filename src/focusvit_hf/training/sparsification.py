@@ -19,6 +19,23 @@ def is_predictor(name: str) -> bool:
     return PREDICTORS in f".{name}"
 
 
+def with_aux_loss(loss: torch.Tensor, outputs: Any) -> torch.Tensor:
+    """A loss and, where there is one, what the model itself adds to it (`aux_loss` of its outputs)."""
+    added = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
+    return loss if added is None else loss + added.to(loss)
+
+
+def require_predictors(model: nn.Module, rate: float | None, frozen_epochs: float) -> None:
+    """Raises ValueError where options of predictors are given for a model that has none."""
+    if rate is None and not frozen_epochs:
+        return
+    if not any(is_predictor(name) for name, _ in model.named_parameters()):
+        raise ValueError(
+            "expected a model with sparsification_relevance='learned' for --predictor_learning_rate and "
+            "--frozen_epochs, got one without predictors"
+        )
+
+
 def token_distillation_loss(outputs: Mapping[str, Any], teacher_tokens: torch.Tensor) -> torch.Tensor:
     """
     How far the tokens that stayed are from the same tokens of a dense teacher: the mean of their squared differences,
@@ -34,9 +51,7 @@ def token_distillation_loss(outputs: Mapping[str, Any], teacher_tokens: torch.Te
     """
     states = outputs.get("token_states")
     if states is None:
-        raise ValueError(
-            "expected a model with sparsification_layers whose last layer has full attention, got another"
-        )
+        raise ValueError("expected a model with sparsification_layers that ends in full attention, got another")
     masks, kept = outputs.get("kept_masks"), outputs.get("kept_tokens")
     teacher_tokens = teacher_tokens.detach()
     if masks is None and kept is not None:

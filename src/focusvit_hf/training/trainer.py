@@ -34,6 +34,7 @@ from .checkpoints import (
 from .data_collator import Collator, FocusViTDataCollator, SeededCollator, view_of
 from .distillation import Distillation
 from .objective import no_decay, require_finite, require_probabilities, soft_cross_entropy
+from .sparsification import with_aux_loss, with_predictor_rate
 
 
 logger = logging.get_logger(__name__)
@@ -59,9 +60,13 @@ class FocusViTTrainer(Trainer):
         ema (`ExponentialMovingAverage`, *optional*):
             Its weights are used for evaluation and prediction, and `save_model` writes them; checkpoints keep both.
         distillation (`Distillation`, *optional*): A teacher's part in the loss of training.
+        predictor_learning_rate (`float`, *optional*):
+            The learning rate of predictors of relevance (`sparsification_relevance="learned"`), which start new where
+            the rest was trained before; by default that of the others.
         kwargs: All that the base class takes.
 
-    The loss is the cross entropy of one class per image, given as a number or as probabilities. With
+    The loss is the cross entropy of one class per image, given as a number or as probabilities, and in training what
+    the model itself adds (`aux_loss`). With
     `compute_loss_func`, or another `label_smoother` than the base class makes, or a configuration for regression or
     for several classes per image (`problem_type`, or `num_labels=1`), it is the base class's.
 
@@ -77,6 +82,7 @@ class FocusViTTrainer(Trainer):
         eval_collator: Collator | None = None,
         ema: ExponentialMovingAverage | None = None,
         distillation: Distillation | None = None,
+        predictor_learning_rate: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, args, **kwargs)
@@ -89,6 +95,7 @@ class FocusViTTrainer(Trainer):
         self.eval_collator = eval_collator
         self.ema = ema
         self.distillation = distillation
+        self.predictor_learning_rate = predictor_learning_rate
         self._resumed_step: int | None = None
         self._losses: torch.Tensor | None = None
         if distillation is not None and not self._uses_own_loss():
@@ -143,6 +150,8 @@ class FocusViTTrainer(Trainer):
             require_probabilities(labels)
         if model.training and self.distillation is not None:
             loss = self.distillation.mixed(loss, logits, inputs["pixel_values"], **view)
+        if model.training:
+            loss = with_aux_loss(loss, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -206,6 +215,15 @@ class FocusViTTrainer(Trainer):
             logger.warning(f"Nothing is left to train: the run has made all of its {others[-1]} steps.")
             epochs = 0
         return epochs, *others
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in the base class, with the predictors' own learning rate."""
+        known = self.optimizer
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if known is None and self.predictor_learning_rate is not None:
+            groups = with_predictor_rate(optimizer.param_groups, self._plain_model, self.predictor_learning_rate)
+            optimizer.param_groups[:] = groups
+        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters with weight decay: no biases, norms, tokens or position tables, as in DeiT."""
