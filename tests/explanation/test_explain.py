@@ -7,7 +7,8 @@ from PIL import Image
 from skimage.data import chelsea
 
 from focusvit_hf import FocusViTImageProcessor
-from focusvit_hf.explanation import explain, predict
+from focusvit_hf.explanation import draw_sheet, explain, predict
+from focusvit_hf.explanation.overlays import draw_kept
 from focusvit_hf.lay_back import Box
 
 
@@ -180,3 +181,34 @@ def test_the_model_is_left_as_it_was(photograph, system):
     first = explain(model, processor, photograph)
     assert model.training
     torch.testing.assert_close(explain(model.eval(), processor, photograph).relevance, first.relevance)
+
+
+@pytest.mark.parametrize("mode", ["drop", "fuse", "merge"])
+def test_tokens_that_left_are_told_and_drawn(photograph, system, mode):
+    layers = {"layer_types": ["full_attention"] * 4, "num_hidden_layers": 4, "sparsification_layers": [1, 3]}
+    model, processor = system(**layers, sparsification_mode=mode)
+    tall = photograph.resize((200, 400))
+    predictions = predict(model, processor, [photograph, tall])
+    for image, prediction in zip((photograph, tall), predictions, strict=True):
+        with torch.no_grad():
+            kept = model(**processor(image, return_tensors="pt")).kept_tokens
+        assert prediction.layers == (1, 3)
+        assert [places.tolist() for places in prediction.kept] == [places[0].tolist() for places in kept]
+        passed, regions = prediction.stages_passed(), prediction.region_map()
+        assert passed.shape == (image.height, image.width)
+        for region in range(16):
+            expected = sum(region in places for places in prediction.kept)
+            assert (passed[regions == region] == expected).all()
+    # Brightness falls with the stages that a token did not reach.
+    white = np.asarray(draw_kept(Image.new("RGB", photograph.size, "white"), predictions[0].stages_passed(), 2))
+    levels = [int(white[predictions[0].stages_passed() == number].mean()) for number in range(3)]
+    assert levels == sorted(levels) and levels[-1] == 255 and levels[0] < 64
+    assert predict(*system(), [photograph])[0].layers == ()
+
+
+def test_a_sheet_has_a_panel_for_tokens_that_left(photograph, system):
+    layers = {"layer_types": ["full_attention"] * 4, "num_hidden_layers": 4, "sparsification_layers": [1, 3]}
+    model, processor = system(**layers)
+    square = photograph.resize((400, 400))
+    widths = [draw_sheet([explain(*pair, square)], ["cat"]).width for pair in (system(), (model, processor))]
+    assert widths[1] == widths[0] + 400 + 18

@@ -1,7 +1,8 @@
 """What a model says about an image and what its answer rests on, found once and drawn by whoever wants to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -33,6 +34,8 @@ class Prediction:
         num_regions (`int`): How many regions the model sees, which is how many tokens it works on.
         region_name (`str`): What they are: superpixels, tiles of a grid or patches.
         box ([`~lay_back.Box`]): The part of the image that the map covers, in its pixels.
+        layers (`tuple` of `int`): The layers before which tokens leave; none for a model in which all stay.
+        kept (`tuple` of `torch.LongTensor` of shape `(k,)`): The regions whose tokens are left at each of them.
     """
 
     image: Image.Image
@@ -42,6 +45,8 @@ class Prediction:
     num_regions: int
     region_name: str
     box: Box
+    layers: tuple[int, ...] = field(default=(), kw_only=True)
+    kept: tuple[torch.Tensor, ...] = field(default=(), kw_only=True)
 
     @property
     def answer(self) -> int:
@@ -56,6 +61,17 @@ class Prediction:
     def region_map(self) -> torch.Tensor:
         """(height, width) int64: the region of each pixel of the image, -1 outside the box."""
         return cells_to_pixels(self.region_ids, (self.image.height, self.image.width), self.box, fill=-1)
+
+    def stages_passed(self) -> torch.Tensor:
+        """
+        (height, width) int64: before how many of the `layers` the token of each pixel was still there, from 0 for one
+        that left first to all of them for one that stayed to the end; 0 outside the box.
+        """
+        passed = torch.zeros(self.num_regions, dtype=torch.int64)
+        for places in self.kept:
+            passed[places] += 1
+        cells = passed[self.region_ids]
+        return cells_to_pixels(cells, (self.image.height, self.image.width), self.box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,13 +178,15 @@ def _looked_at(
     inputs = [dict(image_processor(image, return_tensors="pt").to(model.device)) for image in images]
     sizes = {item["pixel_values"].shape for item in inputs}
     groups = [inputs] if len(sizes) == 1 else [[item] for item in inputs]
-    with evaluating(model):
+    with evaluating(model), _kept_tokens(model) as kept:
         log_probabilities = torch.cat([_scores(model, group) for group in groups])
     if not log_probabilities.isfinite().all():
         raise ValueError(f"expected finite logits of the model, got {_not_finite(model)}")
     config = model.config
     found = []
-    for image, item, values in zip(upright, inputs, log_probabilities, strict=True):
+    # Stage by stage, the images of all groups behind one another; a group has one size, and so has its tokens.
+    stayed = [stages for group in kept for stages in zip(*group, strict=True)] or [()] * len(images)
+    for image, item, values, places in zip(upright, inputs, log_probabilities, stayed, strict=True):
         pixel_values = item["pixel_values"]
         prediction = Prediction(
             image=image,
@@ -178,9 +196,27 @@ def _looked_at(
             num_regions=config.num_regions(*pixel_values.shape[2:]),
             region_name=_REGION_NAMES[config.patch_pooling],
             box=covered_box(image_processor, image.height, image.width),
+            layers=tuple(config.sparsification_layers or ()),
+            kept=tuple(stage.cpu() for stage in places),
         )
         found.append((prediction, item, values))
     return found
+
+
+@contextmanager
+def _kept_tokens(model: FocusViTForImageClassification) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """`kept_tokens` of each pass through the model within this context; none of a model in which all tokens stay."""
+    told: list[tuple[torch.Tensor, ...]] = []
+
+    def tell(module: torch.nn.Module, arguments: Any, outputs: Any) -> None:
+        if outputs.kept_tokens is not None:
+            told.append(outputs.kept_tokens)
+
+    handle = model.register_forward_hook(tell)
+    try:
+        yield told
+    finally:
+        handle.remove()
 
 
 def _scores(model: FocusViTForImageClassification, group: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:

@@ -17,6 +17,8 @@ from ..lay_back import Box
 LINE_COLOUR, HALO_COLOUR = (255, 214, 0), (0, 0, 0)
 # How much of the grey image the colours of heat cover, from no relevance to the most.
 _OPACITY = (0.25, 0.8)
+# What is left of the light where a token left first.
+_DARKEST = 0.15
 
 
 def covered_box(image_processor: FocusViTImageProcessor, height: int, width: int) -> Box:
@@ -89,6 +91,23 @@ def draw_heat(image: Image.Image, heat: torch.Tensor) -> Image.Image:
     colours = require_matplotlib().colormaps["inferno"](levels)[..., :3] * 255
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     return Image.fromarray(np.rint(opacity * colours + (1 - opacity) * grey).astype(np.uint8))
+
+
+def draw_kept(image: Image.Image, passed: torch.Tensor, num_stages: int) -> Image.Image:
+    """
+    An image in which the parts whose tokens left are darker, the earlier the darker, and what stayed is as it was.
+
+    Args:
+        image (`PIL.Image.Image`): Of any size.
+        passed (`torch.LongTensor` of shape `(height, width)`):
+            How many stages each pixel's token passed, such as [`Prediction.stages_passed`] gives.
+        num_stages (`int`): How many there are.
+
+    Returns:
+        `PIL.Image.Image` in mode RGB, of the image's size.
+    """
+    brightness = _DARKEST + (1 - _DARKEST) * passed.numpy()[..., None] / max(1, num_stages)
+    return Image.fromarray(np.rint(np.asarray(image.convert("RGB")) * brightness).astype(np.uint8))
 
 
 def require_matplotlib() -> Any:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..utils.messages import printable
 from .explain import Explanation
-from .overlays import draw_borders, draw_heat, require_matplotlib
+from .overlays import draw_borders, draw_heat, draw_kept, require_matplotlib
 
 
 # In pixels: how high an image is drawn; then what surrounds it, and the size of type, beside an image of up to 400.
@@ -22,7 +22,8 @@ _INK, _FRAME = "#202020", "#a0a0a0"
 
 def draw_sheet(explanations: Sequence[Explanation], titles: Sequence[str]) -> Image.Image:
     """
-    A row for each image: the image, its regions, and the heat map of its answer with a scale of colours.
+    A row for each image: the image, its regions, and the heat map of its answer with a scale of colours; and, where
+    tokens leave between the layers, the image darkened where they left, the earlier the darker.
 
     Args:
         explanations (sequence of [`Explanation`]): What [`explain`] found.
@@ -58,6 +59,11 @@ def _draw_row(explanation: Explanation, title: str) -> Image.Image:
             image, explanation.heat()
         ),
     }
+    if explanation.layers:
+        layers, numbers = (", ".join(map(str, values)) for values in (explanation.layers, map(len, explanation.kept)))
+        panels[f"tokens that stay before layers {layers}: {numbers}"] = draw_kept(
+            image, explanation.stages_passed(), len(explanation.layers)
+        )
     drawn = {printable(text): _at_panel_size(panel) for text, panel in panels.items()}
     wide, tall = next(iter(drawn.values())).size
     # Type grows with the images, so that it stays readable when a large sheet is looked at as a whole.
