@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from focusvit_hf.cli.pictures import open_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
@@ -13,6 +12,7 @@ from skimage.data import chelsea
 from transformers.image_utils import SizeDict
 
 from focusvit_hf import FocusViTImageProcessor, images
+from focusvit_hf.cli.images import open_image
 from focusvit_hf.images import (
     channels_first,
     check_area,
@@ -352,7 +352,7 @@ def doors(path):
         example = {"image": DOORS[f"datasets, {name}"](path), "label": 0}
         found[f"collator, {name}"] = FocusViTDataCollator(processor)([example])["pixel_values"][0].numpy()
     found["collator, PIL"] = FocusViTDataCollator(processor)([{"image": Image.open(path)}])["pixel_values"][0].numpy()
-    found["command"] = channels_first(open_picture(path))
+    found["command"] = channels_first(open_image(path))
     return found
 
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from focusvit_hf import FocusViTForImageClassification, FocusViTModel
+from compiled import check_gradients_of_one_graph
+from focusvit_hf import FocusViTModel
 from focusvit_hf.superpixels import tile_ids
+from saved import saved_and_loaded
 
 
 FULL, LATENT = "full_attention", "latent_attention"
@@ -90,23 +92,13 @@ def test_every_parameter_has_a_gradient(tiny_model, pixels, variant):
 @pytest.mark.parametrize("name", CONVERTED)
 def test_one_graph_from_pixels_to_loss(tiny_model, pixels, name):
     model = tiny_model(**CONVERTED[name], layer_types=STACKS["mixed"], num_hidden_layers=3).train()
-    model(pixels, labels=torch.arange(4)).loss.backward()
-    expected = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    model.zero_grad()
-    compiled(pixels, labels=torch.arange(4)).loss.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+    check_gradients_of_one_graph(model, pixels)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_model_gives_the_same_answer(tiny_model, pixels, tmp_path, variant):
     model = tiny_model(**variant)
-    model.save_pretrained(tmp_path)
-    loaded, info = FocusViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values())
-    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+    assert torch.equal(logits(saved_and_loaded(model, tmp_path), pixels), logits(model, pixels))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,6 +10,7 @@ from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, token_sp
 from focusvit_hf.superpixels import tile_ids
 from focusvit_hf.token_choice import most_relevant
 from focusvit_hf.token_relevance import image_seeds, random_relevance
+from saved import saved_and_loaded
 
 
 pytestmark = pytest.mark.usefixtures("deterministic")
@@ -494,10 +495,7 @@ def test_exported_graphs_keep_the_same_tokens(tiny_model, pixels, tmp_path, way)
 @pytest.mark.parametrize("variant", FEW)
 def test_a_saved_model_gives_the_same_answer_and_takes_another_ratio(tiny_model, pixels, tmp_path, variant):
     model = tiny_model(**variant)
-    model.save_pretrained(tmp_path)
-    loaded, info = FocusViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values())
-    assert torch.equal(run(loaded, pixels).logits, run(model, pixels).logits)
+    assert torch.equal(run(saved_and_loaded(model, tmp_path), pixels).logits, run(model, pixels).logits)
     fewer = FocusViTForImageClassification.from_pretrained(tmp_path, keep_ratio=[0.8, 0.5])
     assert [places.shape[1] for places in run(fewer, pixels).kept_tokens] == [12, 8]
 

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from compiled import check_gradients_of_one_graph
 from focusvit_hf import embeddings as embeddings_module
 from focusvit_hf.modeling_focusvit import FocusViTDropPath
 from focusvit_hf.superpixels import slic
@@ -273,14 +274,7 @@ def test_eager_and_sdpa_agree(tiny_model, pixels, variant):
 
 @pytest.mark.parametrize("variant", [{}, {"attention_area_bias": True, "superpixel_assignment": "hard", **MIXED}])
 def test_one_graph_from_pixels_to_loss(tiny_model, pixels, variant):
-    model = tiny_model(**variant).train()
-    expected = gradients(model, pixels)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    model.zero_grad()
-    compiled(pixels, labels=torch.arange(4)).loss.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+    check_gradients_of_one_graph(tiny_model(**variant).train(), pixels)
 
 
 @pytest.mark.parametrize("changed", [False, True])

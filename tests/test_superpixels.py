@@ -327,13 +327,12 @@ def test_tiles_equal_the_plain_reference(rows, columns, height, width):
 
 @settings(max_examples=50)
 @given(
-    rows=st.integers(1, 4),
-    columns=st.integers(1, 5),
-    height=st.integers(4, 9),
-    width=st.integers(5, 11),
+    layout=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    size=st.tuples(st.integers(4, 9), st.integers(5, 11)),
     step=st.sampled_from([0.25, 1.0, 5.5]),
 )
-def test_tables_of_a_tiling_equal_the_plain_reference(rows, columns, height, width, step):
+def test_tables_of_a_tiling_equal_the_plain_reference(layout, size, step):
+    (rows, columns), (height, width) = layout, size
     tables = module._tiling(rows, columns, height, width, step, torch.device("cpu"))._asdict()
     expected = reference.tiling((rows, columns), height, width, step)
     assert tables.keys() == expected.keys()

@@ -59,7 +59,9 @@ DELETED = object()
 
 
 @pytest.mark.parametrize(
-    "wrong", [DELETED, None, [], {}, [[]], "many", -1, True, float("nan"), float("inf")], ids=repr
+    "wrong",
+    [DELETED, None, [], {}, [[]], "many", -1, True, float("nan"), float("inf")],
+    ids=lambda wrong: "deleted" if wrong is DELETED else repr(wrong),
 )
 def test_a_mangled_result_is_refused_in_one_line_or_does_no_harm(wrong, result, tmp_path):
     """Every value in turn is replaced or deleted, in a result with one record of each kind."""

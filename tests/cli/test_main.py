@@ -22,6 +22,7 @@ from focusvit_hf.cli.__main__ import main
 from focusvit_hf.cli.images import open_image
 from focusvit_hf.hub import checkpoints
 from focusvit_hf.hub.checkpoints import load_checkpoint
+from saved import save_with_processor
 
 
 NAMES = {0: "cat", 1: "dog", 2: "frog", 3: "ship", 4: "truck"}
@@ -31,9 +32,7 @@ NAMES = {0: "cat", 1: "dog", 2: "frog", 3: "ship", 4: "truck"}
 def saved(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     model = tiny_model(id2label=NAMES, label2id={name: number for number, name in NAMES.items()})
-    model.save_pretrained(folder)
-    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(folder)
-    return folder
+    return save_with_processor(model, folder)
 
 
 @pytest.fixture

@@ -15,15 +15,12 @@ from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from focusvit_hf.hub.loading import load_model, shapes_of_weights
 from pickles import PICKLE_NAMES, Planted
+from saved import save_with_processor
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    model = tiny_model()
-    model.save_pretrained(folder)
-    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(folder)
-    return folder
+    return save_with_processor(tiny_model(), tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture

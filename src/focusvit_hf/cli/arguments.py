@@ -1,8 +1,40 @@
 """What the commands of `focusvit` share: types of arguments, and the arguments of all that load a checkpoint."""
 
 import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def new_command(
+    commands: argparse._SubParsersAction,
+    run: Callable[[argparse.Namespace], int | None],
+    help: str,
+    parents: Sequence[argparse.ArgumentParser] = (),
+    **options: Any,
+) -> argparse.ArgumentParser:
+    """
+    Adds a command that is called like the function `run`, which does its work and may return an exit status. `help` is
+    its line in the list of commands; the command's own help begins with the first paragraph of `run`'s docstring.
+    """
+    description = (inspect.getdoc(run) or "").partition("\n\n")[0]
+    command = commands.add_parser(run.__name__, parents=parents, help=help, description=description, **options)
+    command.set_defaults(run=run)
+    return command
+
+
+def add_images(command: argparse.ArgumentParser, help: str = "an image file", nargs: str = "+") -> None:
+    """Adds the images that a command works on."""
+    command.add_argument("images", nargs=nargs, type=Path, metavar="IMAGE", help=help)
+
+
+def add_new_folder(command: argparse.ArgumentParser, name: str) -> None:
+    """Adds the folder that a command writes."""
+    help = "the folder to write, which must be new or empty"
+    command.add_argument(name, type=Path, metavar=name.upper(), help=help)
 
 
 def count(text: str) -> int:

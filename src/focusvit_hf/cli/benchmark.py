@@ -15,7 +15,7 @@ from ..benchmark.run import MODES, Plan, Setting, measure
 from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
 from ..utils.files import check_file, check_folder, write_json
 from ..utils.messages import printable_lines
-from .arguments import count, device
+from .arguments import count, device, new_command
 
 
 DEFAULT_SUBJECTS = "ViT-Ti/16,ViT-Ti/32,LeViT-128S,focusvit-tiny-full,focusvit-tiny-latent"
@@ -25,11 +25,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def add_benchmark_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit benchmark`."""
-    command = commands.add_parser(
-        "benchmark",
+    command = new_command(
+        commands,
+        benchmark,
         help="measure time, memory and FLOPs of FocusViT beside other models",
-        description="Measures how long models take from the image file to the class, how much memory they need and "
-        "how many FLOPs they cost, beside each other.",
         epilog=f"Subjects: {', '.join(known_subjects())}; the JSON file of a preset; the folder of a checkpoint.",
     )
     command.add_argument(
@@ -96,12 +95,12 @@ def add_benchmark_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--compare", type=Path, metavar="OLD.json", help="print how the result compares with an earlier one"
     )
-    command.set_defaults(run=benchmark)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """
-    `focusvit benchmark`: prints tables; `--out` writes the result as JSON, `--plots` draws it.
+    Measures how long models take from the image file to the class, how much memory they need and how many FLOPs they
+    cost, beside each other.
 
     Raises:
         ValueError: on unknown names and on what cannot be written or read, all before the first measurement; at the

@@ -1,28 +1,22 @@
 """`focusvit convert`: a FocusViT made of a ViT, DeiT or DINOv2 checkpoint."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
 from ..sparsification_options import MODES
 from ..utils.messages import printable_lines
-from .arguments import count
+from .arguments import add_new_folder, count, new_command
 
 
 def add_convert_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit convert`."""
-    command = commands.add_parser(
-        "convert",
-        help="turn a ViT, DeiT or DINOv2 checkpoint into a FocusViT",
-        description="Turns a ViT, DeiT or DINOv2 checkpoint into a FocusViT with the same weights, and prints which "
-        "weights were taken over and which are new.",
-    )
+    command = new_command(commands, convert, help="turn a ViT, DeiT or DINOv2 checkpoint into a FocusViT")
     command.add_argument(
         "source", metavar="SOURCE", help="the checkpoint: a folder or a name on the Hub, with weights in safetensors"
     )
-    command.add_argument("target", type=Path, metavar="TARGET", help="the folder to write, which must be new or empty")
+    add_new_folder(command, "target")
     command.add_argument(
         "--num-superpixels",
         type=superpixels,
@@ -70,7 +64,6 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
         metavar="LAYER",
         help="pool the patches before this layer, counted from 0, instead of before the encoder",
     )
-    command.set_defaults(run=convert)
 
 
 def superpixels(text: str) -> int | tuple[int, int]:
@@ -79,7 +72,10 @@ def superpixels(text: str) -> int | tuple[int, int]:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """`focusvit convert`: writes the converted checkpoint and prints where its tensors come from."""
+    """
+    Turns a ViT, DeiT or DINOv2 checkpoint into a FocusViT with the same weights, and prints which weights were taken
+    over and which are new.
+    """
     names = ("num_superpixels", "patch_pooling", "num_latents", "sparsification_mode", "pooling_layer")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}

@@ -17,7 +17,7 @@ from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json
 from ..utils.messages import printable
-from .arguments import checkpoint_arguments
+from .arguments import add_images, checkpoint_arguments, new_command
 from .images import open_image, print_classes, write_png
 
 
@@ -44,23 +44,22 @@ PART_NAMES = {
 
 def add_demo_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit demo`."""
-    command = commands.add_parser(
-        "demo",
+    command = new_command(
+        commands,
+        demo,
         parents=[checkpoint_arguments()],
         help="classify and draw a photograph, and time FocusViT beside a dense ViT",
-        description="Classifies a photograph of a temple, draws its superpixels and a heat map of the answer, and "
-        "measures how long each step takes beside a dense ViT. Writes result.json and result.png.",
     )
-    command.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="your own images, shown as well")
+    add_images(command, "your own images, shown as well", nargs="*")
     command.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="FOLDER", help="where the results go (default: demo)"
     )
-    command.set_defaults(run=demo)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """
-    `focusvit demo`: a photograph classified, drawn and timed; writes `result.json` and `result.png`.
+    Classifies a photograph of a temple, draws its superpixels and a heat map of the answer, and measures how long
+    each step takes beside a dense ViT. Writes result.json and result.png.
 
     Raises:
         ValueError: on an image or a checkpoint that cannot be used, before anything is measured.

@@ -1,26 +1,21 @@
 """`focusvit export`: a checkpoint as one graph, for ONNX Runtime or as a `torch.export` program."""
 
 import argparse
-from pathlib import Path
 
 from ..export.folder import EXPORT_FILES, QUANTIZATIONS, export_model
 from ..export.graph import GRAPH_INPUTS
 from ..hub.checkpoints import load_checkpoint
 from ..utils.files import read_json
-from .arguments import add_num_superpixels, count
+from .arguments import add_new_folder, add_num_superpixels, count, new_command
 
 
 def add_export_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit export`."""
-    command = commands.add_parser(
-        "export",
-        help="export a checkpoint to ONNX or to a torch.export program",
-        description="Writes a folder that holds a checkpoint as one graph, its labels, and how images are prepared.",
-    )
+    command = new_command(commands, export, help="export a checkpoint to ONNX or to a torch.export program")
     command.add_argument(
         "checkpoint", metavar="FOLDER_OR_NAME", help="a FocusViT checkpoint: a folder or a name on the Hub"
     )
-    command.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must be new or empty")
+    add_new_folder(command, "out")
     command.add_argument(
         "--format",
         choices=EXPORT_FILES,
@@ -42,7 +37,6 @@ def add_export_command(commands: argparse._SubParsersAction) -> None:
         metavar="N|dynamic",
         help="how many images the graph takes at once (default: dynamic, any number)",
     )
-    command.set_defaults(run=export)
 
 
 def _batch(text: str) -> int | None:
@@ -50,7 +44,7 @@ def _batch(text: str) -> int | None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """`focusvit export`: writes the folder and says what to feed."""
+    """Writes a folder that holds a checkpoint as one graph, its labels, and how images are prepared."""
     model, image_processor = load_checkpoint(arguments.checkpoint, arguments.num_superpixels)
     # Half precision is a way to store weights; a graph computes in float32.
     model.float()

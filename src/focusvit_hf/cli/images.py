@@ -20,7 +20,7 @@ from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json, write_whole
 from ..utils.messages import one_line, printable, told_of
-from .arguments import checkpoint_arguments, count
+from .arguments import add_images, checkpoint_arguments, count, new_command
 
 
 # What the commands return where they did their work for some of the images only.
@@ -29,29 +29,23 @@ SOME_FAILED = 1
 
 def add_image_commands(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit classify` and `focusvit visualize`."""
-    command = commands.add_parser(
-        "classify",
-        parents=[checkpoint_arguments()],
-        help="print the most probable classes of images",
-        description="Prints the most probable classes of each image. An image that cannot be read is named, the "
-        "others are classified all the same, and the exit status is 1.",
+    command = new_command(
+        commands, classify, parents=[checkpoint_arguments()], help="print the most probable classes of images"
     )
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    add_images(command)
     command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the classes to this file")
     command.add_argument("--top-k", type=count, default=5, help="how many classes to show for each image (default: 5)")
     command.add_argument(
         "--batch-size", type=count, default=1, help="how many images go through the model at once (default: 1)"
     )
-    command.set_defaults(run=classify)
 
-    command = commands.add_parser(
-        "visualize",
+    command = new_command(
+        commands,
+        visualize,
         parents=[checkpoint_arguments()],
         help="draw images with their superpixels and a heat map of the answer",
-        description="Draws each image beside its superpixels and a heat map that shows which parts the answer rests "
-        "on. An image that cannot be read is named, the others are drawn all the same, and the exit status is 1.",
     )
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    add_images(command)
     command.add_argument(
         "--out",
         type=Path,
@@ -59,7 +53,6 @@ def add_image_commands(commands: argparse._SubParsersAction) -> None:
         metavar="FILE.png|FOLDER",
         help="a PNG file for all images, or a folder for one PNG file per image (default: visualization.png)",
     )
-    command.set_defaults(run=visualize)
 
 
 def open_image(path: Path, index: int = 0) -> Image.Image:
@@ -134,7 +127,8 @@ def print_classes(title: str, ranked: dict[str, Any]) -> None:
 
 def classify(arguments: argparse.Namespace) -> int:
     """
-    `focusvit classify`: prints the classes of images; `--out` writes them as JSON when all are done.
+    Prints the most probable classes of each image. An image that cannot be read is named, the others are classified
+    all the same, and the exit status is 1.
 
     Returns:
         `int`: 0, or 1 where some of the images could not be used.
@@ -167,7 +161,8 @@ def classify(arguments: argparse.Namespace) -> int:
 
 def visualize(arguments: argparse.Namespace) -> int:
     """
-    `focusvit visualize`: one PNG file with a row for each image, or a folder with a PNG file for each.
+    Draws each image beside its superpixels and a heat map that shows which parts the answer rests on. An image that
+    cannot be read is named, the others are drawn all the same, and the exit status is 1.
 
     Returns:
         `int`: 0, or 1 where some of the images could not be used.

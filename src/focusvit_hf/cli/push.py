@@ -4,16 +4,12 @@ import argparse
 
 from ..hub.push import push_to_hub
 from ..utils.messages import printable
+from .arguments import new_command
 
 
 def add_push_command(commands: argparse._SubParsersAction) -> None:
     """Adds `focusvit push`."""
-    command = commands.add_parser(
-        "push",
-        help="upload a FocusViT to the Hub with its code and its model card",
-        description="Uploads a FocusViT to the Hub, so that it loads with this package and without it. The access "
-        "token is the one of `hf auth login` or of the environment variable HF_TOKEN.",
-    )
+    command = new_command(commands, push, help="upload a FocusViT to the Hub with its code and its model card")
     command.add_argument(
         "source",
         metavar="FOLDER_OR_CHECKPOINT",
@@ -29,11 +25,13 @@ def add_push_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="only list what would be uploaded, without using the network"
     )
-    command.set_defaults(run=push)
 
 
 def push(arguments: argparse.Namespace) -> None:
-    """`focusvit push`: lists the files, and uploads them unless it is a dry run."""
+    """
+    Uploads a FocusViT to the Hub, so that it loads with this package and without it. The access token is the one of
+    `hf auth login` or of the environment variable HF_TOKEN.
+    """
     pushed = push_to_hub(
         arguments.source,
         arguments.repo_id,
