@@ -211,6 +211,9 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
         check_options(kwargs)
         for name in ("size", "crop_size"):
             length = kwargs.get(name)
+            edges = {edge: value for edge, value in dict(length or {}).items() if value is not None}
+            if not all(isinstance(value, int) and not isinstance(value, bool) for value in edges.values()):
+                raise ValueError(f"Expected whole numbers of pixels in {name}, got {edges}.")
             if length is not None and length.height and length.width:
                 try:
                     check_area(length.height, length.width)

@@ -103,7 +103,7 @@ def test_a_configuration_that_is_corrupt_is_named(checkpoint, values, message):
         ({"resample": "bogus"}, "Resampling"),
         ({"image_mean": [None]}, "image_mean"),
         ({"preprocess": 1}, "expected settings, got 'preprocess', which FocusViTImageProcessor keeps for itself"),
-        ({"do_center_crop": True, "crop_size": 2**20}, "expected sizes in 1..8192 pixels, got 1048576"),
+        ({"do_center_crop": True, "crop_size": 2**20}, "got 1048576 x 1048576"),
     ],
     ids=str,
 )
@@ -116,7 +116,7 @@ def test_an_image_processor_that_is_corrupt_is_named(checkpoint, values, message
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_hidden_layers": 100_000, "layer_types": None, "hidden_size": 4}, "got 100000 for"),
+        ({"num_hidden_layers": 100_000, "layer_types": None, "hidden_size": 4}, "got 100000."),
         ({"hidden_size": 8000}, "numbers that the weights hold, got one of"),
         ({"intermediate_size": 2**20, "hidden_size": 2048}, "numbers that the weights hold, got one of"),
     ],
