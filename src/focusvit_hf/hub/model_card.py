@@ -17,7 +17,7 @@ from ..modeling_focusvit import FocusViTForImageClassification
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..utils.messages import told_of
 from ..utils.names import check_identifier, hub_name, last_part
-from .training_record import METRICS, TrainingRecord
+from .training_record import TrainingRecord, metric_name
 
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def _metadata(name: str, record: TrainingRecord, task: str) -> ModelCardData:
             dataset_type=record.dataset_id or "imagefolder",
             dataset_name=record.dataset or record.dataset_id or "unknown",
             dataset_split=split,
-            metric_type="accuracy",
-            metric_name=METRICS[metric],
+            metric_type=_metric_type(metric),
+            metric_name=metric_name(metric),
             metric_value=value,
         )
         for split, metric, value in results
@@ -209,10 +209,17 @@ def _metadata(name: str, record: TrainingRecord, task: str) -> ModelCardData:
         tags=["focusvit", "superpixels", "vision"],
         datasets=[record.dataset_id] if record.dataset_id else None,
         base_model=hub_name(record.base_model),
-        metrics=["accuracy"] if measured else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in measured)) or None,
         model_name=name,
         eval_results=measured or None,
     )
+
+
+def _metric_type(metric: str) -> str:
+    """The kind of a metric as the Hub names it."""
+    if metric.endswith("accuracy"):
+        return "accuracy"
+    return "f1" if metric == "boundary_f" else "mean_iou"
 
 
 def _regions(config: FocusViTConfig) -> str:
@@ -226,7 +233,7 @@ def _regions(config: FocusViTConfig) -> str:
 def _results(record: TrainingRecord) -> list[tuple[str, str, str, str]]:
     """Metric, split, number of images and value of each figure, as a card shows them."""
     return [
-        (METRICS[metric], split, f"{record.pictures[split]:,}" if split in record.pictures else "", f"{value:.4f}")
+        (metric_name(metric), split, f"{record.pictures[split]:,}" if split in record.pictures else "", f"{value:.4f}")
         for split, metric, value in record.results()
     ]
 

@@ -36,11 +36,21 @@ HYPERPARAMETERS = (
     "distillation_alpha",
     "distillation_temperature",
     "augmentation",
+    "class_weights",
+    "do_reduce_labels",
     "bf16",
     "fp16",
     "seed",
 )
-METRICS = {"accuracy": "Accuracy", "top_5_accuracy": "Top-5 accuracy"}
+METRICS = {
+    "accuracy": "Accuracy",
+    "top_5_accuracy": "Top-5 accuracy",
+    "mean_iou": "Mean IoU",
+    "pixel_accuracy": "Pixel accuracy",
+    "boundary_f": "F of the border within 2 pixels",
+}
+# Of a class, whose name follows.
+_METRICS_OF_CLASSES = {"iou_": "IoU of {}", "image_iou_": "IoU of {}, mean over images"}
 
 
 @dataclass(frozen=True)
@@ -115,12 +125,22 @@ class TrainingRecord:
     def results(self) -> Iterator[tuple[str, str, float]]:
         """(split, metric, value) of each figure that a card shows, the test split first."""
         for prefix, split in (("test", "test"), ("eval", self.evaluation_split)):
-            if prefix == "eval" and split == "test" and "test_accuracy" in self.figures:
+            if prefix == "eval" and split == "test" and any(f"test_{metric}" in self.figures for metric in METRICS):
                 continue
-            for metric in METRICS:
-                value = self.figures.get(f"{prefix}_{metric}")
-                if value is not None:
-                    yield split, metric, round(float(value), 4)
+            metrics = [metric for metric in METRICS if self.figures.get(f"{prefix}_{metric}") is not None]
+            for kind in _METRICS_OF_CLASSES:
+                of_kind = [name for name in self.figures if name.startswith(f"{prefix}_{kind}")]
+                metrics += [name.removeprefix(f"{prefix}_") for name in of_kind]
+            for metric in metrics:
+                yield split, metric, round(float(self.figures[f"{prefix}_{metric}"]), 4)
+
+
+def metric_name(metric: str) -> str:
+    """What a card calls a metric."""
+    for kind, text in _METRICS_OF_CLASSES.items():
+        if metric.startswith(kind):
+            return text.format(metric.removeprefix(kind))
+    return METRICS[metric]
 
 
 def hyperparameters_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

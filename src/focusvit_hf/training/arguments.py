@@ -152,7 +152,9 @@ class TrainingArguments(HfTrainingArguments):
 
 
 def parse_arguments(
-    argv: Sequence[str], program: str | None = None
+    argv: Sequence[str],
+    program: str | None = None,
+    data_arguments: type[DataTrainingArguments] = DataTrainingArguments,
 ) -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
     """
     Reads the command line: flags, or a JSON recipe and then flags, which override the recipe.
@@ -160,11 +162,12 @@ def parse_arguments(
     Args:
         argv (sequence of `str`): The command line without the program's name.
         program (`str`, *optional*): What the help calls the program; by default its file.
+        data_arguments (`type`, *optional*): The arguments of the data; by default those of classification.
 
     Raises:
         ValueError: If the recipe has a key that is no argument.
     """
-    kinds: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, TrainingArguments)
+    kinds: tuple[Any, ...] = (ModelArguments, data_arguments, TrainingArguments)
     parser = HfArgumentParser(kinds, prog=program)
     argv = list(argv)
     if argv and argv[0].endswith(".json"):

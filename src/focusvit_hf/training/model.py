@@ -17,11 +17,17 @@ from .arguments import ModelArguments, json_object
 
 
 def load_model(
-    model_args: ModelArguments, names: Sequence[str]
-) -> tuple[FocusViTForImageClassification, FocusViTImageProcessor]:
+    model_args: ModelArguments,
+    names: Sequence[str],
+    auto: Any = AutoModelForImageClassification,
+    kind: Any = FocusViTForImageClassification,
+) -> tuple[Any, FocusViTImageProcessor]:
     """
     Makes the model and the image processor that matches it: the one that is named, the checkpoint's own, or the one of
     the configuration.
+
+    Args:
+        auto, kind (`type`, *optional*): The Auto class and the class of the model; those of a classifier by default.
 
     Raises:
         ValueError: If not exactly one of checkpoint, configuration and preset is given, if the checkpoint is no
@@ -50,7 +56,7 @@ def load_model(
     if config.model_type != FocusViTConfig.model_type:
         raise ValueError(f"expected a FocusViT configuration, got one of {config.model_type!r}")
     if model_args.model_name_or_path is not None:
-        model = AutoModelForImageClassification.from_pretrained(
+        model = auto.from_pretrained(
             source,
             config=config,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
@@ -58,7 +64,7 @@ def load_model(
             **hub,
         )
     else:
-        model = FocusViTForImageClassification(config)
+        model = kind(config)
     processor: Any = None
     if model_args.image_processor_name is not None:
         processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import accelerate
@@ -35,6 +35,7 @@ def finish(
     figures: Mapping[str, float],
     log: Mapping[str, Any],
     begin: float,
+    measure: Callable[..., dict[str, float]] = measure,
 ) -> dict[str, float]:
     """
     Measures the saved model on the test split or `--max_eval_samples` of its images, unless that is switched off,
@@ -44,6 +45,7 @@ def finish(
         figures (`dict[str, float]`): What was measured so far.
         log (`dict`): More to be written: command and arguments, the history of the run, the checkpoint it began from.
         begin (`float`): `time.time()` at the beginning.
+        measure (`Callable`, *optional*): What measures the saved model; by default a classifier's accuracy.
 
     Returns:
         `dict[str, float]`: `figures` and, with the prefix `test_`, those of the test split.

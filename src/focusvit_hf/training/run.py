@@ -7,17 +7,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arguments import TrainingArguments, parse_arguments, public_arguments, public_command
+from .arguments import DataTrainingArguments, TrainingArguments, parse_arguments, public_arguments, public_command
 from .averaging import ExponentialMovingAverage
 from .checkpoints import TRAINER_STATE
 from .data import require_a_batch
 from .data_collator import EpochCallback
-from .evaluation import accuracy, ranked
+from .evaluation import accuracy, measure, ranked
 from .output_folder import clear_output_dir, finished_figures, prepare_output_dir
 from .results import finish
 from .setup import Setup, set_up
 from .sparsification import FrozenBackbone
 from .trainer import FocusViTTrainer
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    What training is for.
+
+    Args:
+        data_arguments (`type`): The dataclass of the arguments of the data.
+        set_up (`Callable`): See [`~setup.set_up`].
+        measure (`Callable`): Measures the saved model on the test split, see [`~evaluation.measure`].
+    """
+
+    data_arguments: type[DataTrainingArguments]
+    set_up: Callable[..., Setup]
+    measure: Callable[..., dict[str, float]]
+
+
+CLASSIFICATION = Task(DataTrainingArguments, set_up, measure)
 
 
 @dataclass
@@ -41,6 +60,7 @@ def run(
     program: str,
     train: Callable[[TrainingArguments, Setup, str | None], Outcome],
     state_file: str = TRAINER_STATE,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, float]:
     """
     Runs a training script. A run that was interrupted goes on from its last complete checkpoint; one that is finished
@@ -52,6 +72,7 @@ def run(
         train (`Callable`): Takes the arguments, what was set up and the checkpoint to resume from, if any. It trains
             and saves the model with `--do_train`, and evaluates it with `--do_eval`.
         state_file (`str`, *optional*, defaults to `"trainer_state.json"`): The file that its checkpoints end with.
+        task ([`Task`], *optional*): What is trained; a classifier by default.
 
     Returns:
         `dict[str, float]`: The figures of the last evaluation, and of the final one with the prefix `test_`.
@@ -60,14 +81,14 @@ def run(
         ValueError: On arguments or data that do not fit, before training begins.
     """
     begin = time.time()
-    model_args, data_args, args = parse_arguments(argv, program)
+    model_args, data_args, args = parse_arguments(argv, program, task.data_arguments)
     # As they were given: Trainer changes some.
     arguments = public_arguments(model_args, data_args, args)
     finished = finished_figures(args, arguments, state_file)
     if finished is not None:
         return finished
     checkpoint = prepare_output_dir(args, state_file)
-    setup = set_up(model_args, data_args, args, checkpoint)
+    setup = task.set_up(model_args, data_args, args, checkpoint)
     outcome = train(args, setup, checkpoint)
     figures = outcome.figures
     if args.should_save:
@@ -78,7 +99,7 @@ def run(
             "resumed_from": checkpoint,
             "steps": outcome.steps,
         }
-        figures = finish(data_args, args, setup, figures, log, begin)
+        figures = finish(data_args, args, setup, figures, log, begin, task.measure)
     return figures
 
 

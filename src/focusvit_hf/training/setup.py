@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from transformers import enable_full_determinism, set_seed
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.names import check_identifier
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from .augmentation import AugmentationConfig
@@ -36,10 +36,11 @@ class Setup:
         splits (`dict`): The images as loaded: `"train"`, `"validation"`, `"test"`, as far as there are any.
         train_rows, eval_rows: What the data loaders read, or None where there is nothing to do with it.
         train_collator, eval_collator (`SeededCollator`): Make batches of rows, with and without augmentation.
-        model (`FocusViTForImageClassification`), processor (`FocusViTImageProcessor`): They match.
+        model (`FocusViTPreTrainedModel`), processor (`FocusViTImageProcessor`): They match.
         distillation (`Distillation`, *optional*): The teacher to learn from.
         elastic (`ElasticSuperpixels`, *optional*): What draws the number of superpixels of each step.
         origin (`dict`): What the card tells of the data and of the model that training began from.
+        class_weights (`torch.FloatTensor`, *optional*): Weight of each class in the loss of segmentation.
     """
 
     splits: dict[str, Any]
@@ -47,11 +48,12 @@ class Setup:
     eval_rows: Any
     train_collator: SeededCollator
     eval_collator: SeededCollator
-    model: FocusViTForImageClassification
+    model: Any
     processor: FocusViTImageProcessor
     distillation: Distillation | None = None
     elastic: ElasticSuperpixels | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    class_weights: torch.Tensor | None = None
 
 
 def set_up(
@@ -66,30 +68,11 @@ def set_up(
     Raises:
         ValueError: On arguments, images or labels that do not fit.
     """
-    check_identifier("--license", model_args.license)
-    level = args.get_process_log_level()
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
-    transformers.utils.logging.set_verbosity(level)
-    datasets.utils.logging.set_verbosity(level)
+    begin(model_args, args)
     with args.main_process_first(desc="loading the data"):
         splits = load_pictures(data_args, model_args, args.seed, args.do_train)
-    if args.do_train and "train" not in splits:
-        raise ValueError(f"expected a split 'train', got {sorted(splits)}")
-    if args.do_train and data_args.streaming and args.max_steps <= 0:
-        raise ValueError("expected --max_steps with --streaming, since a stream has no length")
-    evaluating = args.do_eval or args.eval_strategy != "no"
-    evaluation = next((name for name in ("validation", "test") if name in splits), None)
-    if evaluating and evaluation is None:
-        raise ValueError(f"expected a split 'validation' or 'test' to evaluate on, got {sorted(splits)}")
-    if evaluation == "test" and args.load_best_model_at_end:
-        raise ValueError(
-            "expected a validation split or --train_val_split with --load_best_model_at_end: "
-            "the test split is not to be chosen on"
-        )
-    if args.full_determinism:
-        enable_full_determinism(args.seed)
-    else:
-        set_seed(args.seed)
+    evaluation = evaluation_split(splits, data_args, args)
+    seed_everything(args)
     image, label = data_args.image_column_name, data_args.label_column_name
     splits = fitted_to_checkpoint(splits, label, checkpoint_classes(model_args), args.do_train)
     names = class_names(next(iter(splits.values())), data_args)
@@ -102,7 +85,7 @@ def set_up(
         card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
     with args.main_process_first(desc="decoding the images"):
         train_rows = as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None
-        eval_rows = as_rows(splits[evaluation], data_args) if evaluating and evaluation else None
+        eval_rows = as_rows(splits[evaluation], data_args) if evaluation else None
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}
     elastic, train_processor = None, processor
     if args.train_num_superpixels:
@@ -123,6 +106,43 @@ def set_up(
         elastic=elastic,
         origin=origin,
     )
+
+
+def begin(model_args: ModelArguments, args: TrainingArguments) -> None:
+    """What a run begins with: a look at the licence, and how much is logged."""
+    check_identifier("--license", model_args.license)
+    level = args.get_process_log_level()
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
+    transformers.utils.logging.set_verbosity(level)
+    datasets.utils.logging.set_verbosity(level)
+
+
+def seed_everything(args: TrainingArguments) -> None:
+    """Seeds all generators, once the data are there and before the model is made."""
+    if args.full_determinism:
+        enable_full_determinism(args.seed)
+    else:
+        set_seed(args.seed)
+
+
+def evaluation_split(
+    splits: Mapping[str, Any], data_args: DataTrainingArguments, args: TrainingArguments
+) -> str | None:
+    """The split to evaluate on, None for none; ValueError where a split is missing that the arguments ask for."""
+    if args.do_train and "train" not in splits:
+        raise ValueError(f"expected a split 'train', got {sorted(splits)}")
+    if args.do_train and data_args.streaming and args.max_steps <= 0:
+        raise ValueError("expected --max_steps with --streaming, since a stream has no length")
+    evaluating = args.do_eval or args.eval_strategy != "no"
+    evaluation = next((name for name in ("validation", "test") if name in splits), None)
+    if evaluating and evaluation is None:
+        raise ValueError(f"expected a split 'validation' or 'test' to evaluate on, got {sorted(splits)}")
+    if evaluation == "test" and args.load_best_model_at_end:
+        raise ValueError(
+            "expected a validation split or --train_val_split with --load_best_model_at_end: "
+            "the test split is not to be chosen on"
+        )
+    return evaluation if evaluating else None
 
 
 def augmentation_config(data_args: DataTrainingArguments) -> AugmentationConfig | None:

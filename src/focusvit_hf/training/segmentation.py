@@ -1,0 +1,183 @@
+"""The training application for semantic segmentation: what it needs beside that for classification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoModelForSemanticSegmentation, pipeline
+from transformers.trainer_pt_utils import LabelSmoother
+
+from ..images import decode_image
+from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
+from ..segmentation_maps import IGNORED, decode_mask, reduced_labels, segmentation_maps_of
+from .arguments import ModelArguments, TrainingArguments, public_arguments
+from .averaging import ExponentialMovingAverage
+from .card import card_of, origin_of
+from .data import as_rows, require_a_batch
+from .data_collator import EpochCallback, SeededCollator
+from .model import load_model, refuse_other_configuration
+from .output_folder import clear_output_dir
+from .run import Outcome, Task
+from .segmentation_collator import SegmentationDataCollator
+from .segmentation_data import SegmentationDataArguments, class_weights, load_masks
+from .segmentation_metrics import SegmentationMetrics
+from .setup import Setup, augmentation_config, begin, evaluation_split, seed_everything
+from .trainer import FocusViTTrainer
+
+
+class SegmentationTrainer(FocusViTTrainer):
+    """
+    [`FocusViTTrainer`] for masks. The loss is the cross entropy of the labelled pixels, at their resolution; label
+    smoothing and the weights of classes have a part in training only.
+
+    Args:
+        class_weights (`torch.FloatTensor` of shape `(num_labels,)`, *optional*): Weight of each class.
+        kwargs: All that the base class takes.
+    """
+
+    def __init__(self, *args: Any, class_weights: torch.Tensor | None = None, **kwargs: Any):
+        super().__init__(*args, compute_loss_func=self._loss, **kwargs)
+        self.class_weights = class_weights
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
+        """Never: the loss is a mean over one batch."""
+        return False
+
+    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        wide = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+        options: dict[str, Any] = {}
+        if logits.requires_grad:
+            if self.class_weights is not None:
+                options["weight"] = self.class_weights.to(wide)
+            if isinstance(self.label_smoother, LabelSmoother):
+                options["label_smoothing"] = self.label_smoother.epsilon
+        return F.cross_entropy(wide, labels, ignore_index=IGNORED, **options)
+
+
+def set_up_segmentation(
+    model_args: ModelArguments, data_args: Any, args: TrainingArguments, checkpoint: str | None
+) -> Setup:
+    """
+    Loads the images and masks, makes the model, and refuses what does not fit before anything is trained; see
+    [`~setup.set_up`].
+    """
+    begin(model_args, args)
+    if args.teacher_model_name_or_path or args.train_num_superpixels:
+        raise ValueError(
+            "expected neither --teacher_model_name_or_path nor --train_num_superpixels for segmentation, got one"
+        )
+    with args.main_process_first(desc="loading the data"):
+        masks = load_masks(data_args, model_args, args.seed, args.do_train)
+    splits, names = masks.splits, masks.names
+    evaluation = evaluation_split(splits, data_args, args)
+    seed_everything(args)
+    weights = class_weights(data_args, masks)
+    kind = (AutoModelForSemanticSegmentation, FocusViTForSemanticSegmentation)
+    model, processor = load_model(model_args, names, *kind)
+    refuse_other_configuration(checkpoint, model.config)
+    processor.do_reduce_labels = data_args.do_reduce_labels
+    origin = origin_of(model_args, data_args, splits) if args.do_train else {}
+    if args.do_train:
+        # A card that the Hub does not take is to be known of before hours of training.
+        card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
+    columns = (len(names), data_args.image_column_name, data_args.label_column_name)
+    augmented = SegmentationDataCollator(processor, augmentation_config(data_args), *columns)
+    return Setup(
+        splits=splits,
+        train_rows=as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None,
+        eval_rows=as_rows(splits[evaluation], data_args) if evaluation else None,
+        train_collator=SeededCollator(augmented, args.seed),
+        eval_collator=SeededCollator(SegmentationDataCollator(processor, None, *columns), args.seed),
+        model=model,
+        processor=processor,
+        origin=origin,
+        class_weights=weights,
+    )
+
+
+def best_maps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The class of each pixel at the resolution of the labels, `(batch_size, height, width)`."""
+    size = (labels.shape[-2], labels.shape[-1])
+    return torch.stack(segmentation_maps_of(logits, [size] * len(logits)))
+
+
+def train_segmentation(args: TrainingArguments, setup: Setup, checkpoint: str | None) -> Outcome:
+    """
+    Trains with [`SegmentationTrainer`], see [`~run.run`]. Figures are summed up batch by batch, so that evaluation
+    holds no more than one batch of maps.
+    """
+    if args.do_train:
+        require_a_batch(setup.train_rows, args.train_batch_size * args.world_size, args)
+    args.batch_eval_metrics = True
+    trainer = SegmentationTrainer(
+        model=setup.model,
+        args=args,
+        data_collator=setup.train_collator,
+        eval_collator=setup.eval_collator,
+        train_dataset=setup.train_rows,
+        eval_dataset=setup.eval_rows,
+        processing_class=setup.processor,
+        compute_metrics=SegmentationMetrics(list(setup.model.config.id2label.values()), IGNORED),
+        preprocess_logits_for_metrics=best_maps,
+        callbacks=[EpochCallback(setup.train_collator)],
+        ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
+        class_weights=setup.class_weights,
+    )
+    if args.do_train:
+        clear_output_dir(args, checkpoint)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_metrics("train", result.metrics, combined=False)
+        trainer.save_model()
+        trainer.save_state()
+    figures: dict[str, float] = trainer.evaluate() if args.do_eval else {}
+    if figures:
+        trainer.log_metrics("eval", figures)
+    return Outcome(trainer.state.global_step, trainer.state.log_history, figures)
+
+
+def measure_segmentation(
+    folder: str | Path, split: Any, data_args: SegmentationDataArguments, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """
+    Measures a saved model as its users run it: images through `pipeline`, at the size that each one has.
+
+    Args:
+        folder (`str`): Folder of the model and its image processor.
+        split (`datasets.Dataset`): The images and masks.
+        batch_size (`int`): Images in a forward pass.
+        device (`torch.device`): Where the model runs, in fp32.
+
+    Returns:
+        `dict[str, float]`: The figures of [`SegmentationMetrics`].
+    """
+    segment: Any = pipeline(
+        "image-segmentation", model=str(folder), batch_size=batch_size, device=device, dtype=torch.float32
+    )
+    numbers = segment.model.config.label2id
+    metrics = SegmentationMetrics(list(segment.model.config.id2label.values()), IGNORED)
+    image, mask = data_args.image_column_name, data_args.label_column_name
+    # A generator, so that no more than a batch is held.
+    images = (as_image(row[image]) for row in split)
+    for row, answer in zip(split, segment(images, batch_size=batch_size), strict=True):
+        truth = decode_mask(row[mask])
+        truth = reduced_labels(truth) if data_args.do_reduce_labels else truth
+        found = torch.zeros(truth.shape, dtype=torch.int64)
+        for part in answer:
+            found[torch.from_numpy(decode_mask(part["mask"]) > 0)] = numbers[part["label"]]
+        metrics.update(found, torch.from_numpy(truth.astype("int64")))
+    return metrics.figures()
+
+
+def as_image(source: Any) -> Image.Image:
+    """An image as the package decodes it, for a pipeline."""
+    image: Any = decode_image(source)
+    return image
+
+
+SEGMENTATION = Task(SegmentationDataArguments, set_up_segmentation, measure_segmentation)
