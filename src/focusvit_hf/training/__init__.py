@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .data_collator import FocusViTDataCollator
     from .distillation import Distillation
     from .elastic import ElasticSuperpixels
+    from .segmentation import SegmentationTrainer
+    from .segmentation_collator import SegmentationDataCollator
+    from .segmentation_metrics import SegmentationMetrics
     from .trainer import FocusViTTrainer
 
 _FILES = {
@@ -23,6 +26,9 @@ _FILES = {
     "ExponentialMovingAverage": "averaging",
     "FocusViTDataCollator": "data_collator",
     "FocusViTTrainer": "trainer",
+    "SegmentationDataCollator": "segmentation_collator",
+    "SegmentationMetrics": "segmentation_metrics",
+    "SegmentationTrainer": "segmentation",
 }
 
 __all__ = [
@@ -32,6 +38,9 @@ __all__ = [
     "ExponentialMovingAverage",
     "FocusViTDataCollator",
     "FocusViTTrainer",
+    "SegmentationDataCollator",
+    "SegmentationMetrics",
+    "SegmentationTrainer",
 ]
 
 
