@@ -197,6 +197,28 @@ def distillation() -> Question:
     return Question("What does a convolutional teacher bring?", "superpixel_36", variants)
 
 
+def spot() -> Question:
+    """Tokens that leave between the layers, by what a predictor sees, over which layers, and in other ways."""
+    drop: Variant = {"sparsification_layers": [1, 2, 3], "keep_ratio": 0.7}
+    learned: Variant = {**drop, "sparsification_relevance": "learned"}
+    return Question(
+        "What does a choice of tokens rest on?",
+        "learned",
+        {
+            "all_tokens": {},
+            "learned": learned,
+            "embeddings": {**learned, "predictor_inputs": "embeddings"},
+            "moments": {**learned, "predictor_inputs": "moments"},
+            "window_all": {**learned, "descriptor_window": None},
+            "learned_fuse": {**learned, "sparsification_mode": "fuse"},
+            "attention_drop": drop,
+            "attention_fuse": {**drop, "sparsification_mode": "fuse"},
+            "merge": {**drop, "sparsification_mode": "merge"},
+            "random": {**drop, "sparsification_relevance": "random"},
+        },
+    )
+
+
 def training() -> Question:
     """Whether the harness itself may be as it is: batch, rate, augmentation, the averaged weights, mixed images."""
     small: Variant = {"num_superpixels": 16}
@@ -240,5 +262,6 @@ QUESTIONS: dict[str, Callable[[], Question]] = {
     "head": head,
     "elastic": elastic,
     "distillation": distillation,
+    "spot": spot,
     "training": training,
 }

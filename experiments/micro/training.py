@@ -24,6 +24,7 @@ from experiments.micro.data import Pictures
 from experiments.micro.regions import region_ids
 from experiments.micro.stems import with_stem
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.token_relevance import FocusViTRelevancePredictor
 from focusvit_hf.training.augmentation import (
     AugmentationConfig,
     color_jitter,
@@ -35,6 +36,7 @@ from focusvit_hf.training.augmentation import (
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import Distillation
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
+from focusvit_hf.training.sparsification import with_aux_loss
 
 
 # What a variant changes. Attention is eager since SDPA's backward pass in bfloat16 is slow on CPUs, see LOG.md.
@@ -78,6 +80,7 @@ class Recipe:
         stem (`str`, *optional*): What stands in the place of the model's own stem and pooling, see `stems.STEMS`.
         train_num_superpixels (`tuple` of `int`): K of each batch is drawn from these; none: the configuration's.
         train_compactness (pair of `float`, *optional*): Compactness of each batch is log-uniform between these.
+        predictor_inputs (`str`): What predictors of relevance see: `"both"`, `"embeddings"` or `"moments"` alone.
         teacher (`str`, *optional*): A classifier that teaches with the defaults of [`Distillation`]: its folder below
             the one that [`train`] is given, `<question>/<variant>-seed<n>`.
     """
@@ -100,6 +103,7 @@ class Recipe:
     stem: str | None = None
     train_num_superpixels: tuple[int, ...] = ()
     train_compactness: tuple[float, float] | None = None
+    predictor_inputs: str = "both"
     teacher: str | None = None
 
     def augmentation(self) -> AugmentationConfig:
@@ -195,10 +199,32 @@ def train(
     model: Any = FocusViTForImageClassification(config)
     if plan.stem:
         model = with_stem(model, plan.stem)
+    restrict_predictors(model, plan.predictor_inputs)
     # The convolutions of the stem are faster so.
     model = model.to(memory_format=torch.channels_last)
     distillation = _teaching(plan.teacher, weights, model.config) if plan.teacher else None
     return Run(model, plan, fit(model, model.config, plan, seed, pictures, distillation))
+
+
+def restrict_predictors(model: nn.Module, inputs: str) -> None:
+    """
+    Hides a part of what predictors of relevance see, in training and in the test.
+
+    Raises:
+        ValueError: on another value than `"both"`, `"embeddings"` and `"moments"`.
+    """
+    if inputs not in ("both", "embeddings", "moments"):
+        raise ValueError(f"Expected predictor_inputs 'both', 'embeddings' or 'moments', got {inputs!r}.")
+
+    def hide(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, descriptors, *others = arguments
+        if inputs == "embeddings":
+            return tokens, torch.ones_like(descriptors), *others
+        return torch.zeros_like(tokens), descriptors, *others
+
+    for module in model.modules():
+        if isinstance(module, FocusViTRelevancePredictor) and inputs != "both":
+            module.register_forward_pre_hook(hide)
 
 
 def _teaching(teacher: str, weights: Path | None, config: FocusViTConfig) -> Distillation:
@@ -240,11 +266,12 @@ def fit(
             with drawn_superpixels(config, plan, draws["regions"]):
                 inputs = model_inputs(config, images, plan.regions, draws["regions"])
                 with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
-                    logits = model(**inputs).logits
+                    outputs = model(**inputs)
+            logits = outputs.logits
             loss = soft_cross_entropy(logits, targets, plan.label_smoothing)
             if distillation is not None:
                 loss = distillation.mixed(loss, logits, inputs["pixel_values"])
-            yield loss
+            yield with_aux_loss(loss, outputs)
 
     return optimise(model, plan, len(pictures), losses)
 

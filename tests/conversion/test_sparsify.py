@@ -84,6 +84,9 @@ def test_the_command_gives_a_faster_model_at_once(vit, tmp_path, capsys):
     main(["convert", source, str(tmp_path / "b"), "--sparsification-mode", "merge"])
     config = FocusViTForImageClassification.from_pretrained(tmp_path / "b").config
     assert (config.sparsification_layers, config.sparsification_mode) == ([1, 2, 3], "merge")
+    main(["convert", source, str(tmp_path / "learned"), "--sparsification-relevance", "learned"])
+    config = FocusViTForImageClassification.from_pretrained(tmp_path / "learned").config
+    assert (config.sparsification_layers, config.sparsification_relevance) == ([1, 2, 3], "learned")
     main(["convert", source, str(tmp_path / "c"), "--keep-ratio", "0.5", "0.4", "--sparsification-layers", "1", "2"])
     assert FocusViTForImageClassification.from_pretrained(tmp_path / "c").config.keep_ratio == [0.5, 0.4]
     capsys.readouterr()

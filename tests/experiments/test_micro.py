@@ -157,6 +157,21 @@ def test_every_kind_of_variant_trains(pictures, changes):
     assert (run.model.config.num_superpixels, run.model.config.superpixel_compactness) == (4, 10.0)
 
 
+@pytest.mark.parametrize("seen", ["embeddings", "moments", "both"])
+def test_predictors_see_what_the_variant_says(pictures, seen):
+    spot = {"num_hidden_layers": 2, "sparsification_layers": [1], "sparsification_relevance": "learned"}
+    run = micro_training.train({**TINY, **spot, "predictor_inputs": seen}, 0, pictures, **SHORT)
+    [predictor] = run.model.focusvit.sparsification.predictors
+    tokens, moments = torch.randn(2, 1, 16, predictor.norm.weight.shape[0]), torch.rand(2, 1, 16, 6, 2)
+    with torch.no_grad():
+        of_tokens = predictor(tokens[0], moments[0]) - predictor(tokens[1], moments[0])
+        of_moments = predictor(tokens[0], moments[0]) - predictor(tokens[0], moments[1])
+    assert bool(of_tokens.any()) == (seen != "moments")
+    assert bool(of_moments.any()) == (seen != "embeddings")
+    with pytest.raises(ValueError, match="got 'nothing'"):
+        micro_training.train({**TINY, **spot, "predictor_inputs": "nothing"}, 0, pictures, **SHORT)
+
+
 def test_a_teacher_takes_part(pictures, tmp_path):
     # It knows one class only, which no label says.
     of_one = Pictures(pictures.images, torch.zeros_like(pictures.labels))

@@ -74,7 +74,10 @@ def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
     model_args, data_args, args = parse_arguments(
         [str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--max_train_samples", "7"]
     )
-    FocusViTConfig.from_preset(model_args.preset, **json_object("", model_args.config_overrides))
+    # A fine-tune begins with a checkpoint.
+    assert (model_args.preset is None) != (model_args.model_name_or_path is None)
+    if model_args.preset is not None:
+        FocusViTConfig.from_preset(model_args.preset, **json_object("", model_args.config_overrides))
     augmentation_config(data_args)
     assert args.do_train
     assert (args.learning_rate, data_args.max_train_samples) == (0.5, 7)

@@ -5,9 +5,12 @@ from typing import Any
 
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
-from ..sparsification_options import MODES
+from ..sparsification_options import MODES, RELEVANCES
 from ..utils.messages import printable_lines
 from .arguments import add_new_folder, count, new_command
+
+
+_SPARSIFICATION = ("sparsification_mode", "sparsification_relevance")
 
 
 def add_convert_command(commands: argparse._SubParsersAction) -> None:
@@ -59,6 +62,12 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
         help="drop the least relevant tokens, fuse them into one, or merge the most alike (default: drop)",
     )
     command.add_argument(
+        "--sparsification-relevance",
+        choices=RELEVANCES,
+        help="which tokens stay: those with the most attention (default), those that a new predictor chooses, which "
+        "has to be trained, or some at random",
+    )
+    command.add_argument(
         "--pooling-layer",
         type=count,
         metavar="LAYER",
@@ -76,7 +85,7 @@ def convert(arguments: argparse.Namespace) -> None:
     Turns a ViT, DeiT or DINOv2 checkpoint into a FocusViT with the same weights, and prints which weights were taken
     over and which are new.
     """
-    names = ("num_superpixels", "patch_pooling", "num_latents", "sparsification_mode", "pooling_layer")
+    names = ("num_superpixels", "patch_pooling", "num_latents", "pooling_layer", *_SPARSIFICATION)
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     if arguments.latent_layers:
@@ -93,7 +102,8 @@ def convert(arguments: argparse.Namespace) -> None:
 def sparsification(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of the configuration that let tokens leave between the layers; none where nobody asks for it."""
     layers, ratio = arguments.sparsification_layers, arguments.keep_ratio
-    if layers is None and (ratio is not None or arguments.sparsification_mode is not None):
+    asked = ratio is not None or any(getattr(arguments, name) is not None for name in _SPARSIFICATION)
+    if layers is None and asked:
         depth = load_source_config(arguments.source).num_hidden_layers
         layers = sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)})
     if layers is None:
