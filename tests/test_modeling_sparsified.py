@@ -283,6 +283,28 @@ def test_a_dropped_token_never_influences_the_logits(tiny_model, pixels, monkeyp
         assert (there.sum(dim=1) == (state.kept > 0).sum(dim=1) if training else there.sum(dim=1) == state.count).all()
 
 
+def test_a_fused_token_of_nothing_is_seen_by_nobody(tiny_model, pixels, monkeypatch):
+    model = tiny_model(**options("learned", "fuse", **PATCHES)).train()
+    monkeypatch.setattr(token_sparsification, "straight_through_choice", lambda scores, kept: kept * (scores * 0 + 1))
+    outputs = model(pixels, labels=torch.arange(4))
+    outputs.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    model.config.keep_ratio = 1.0
+    torch.testing.assert_close(outputs.logits, run(model.eval(), pixels).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("mode", ["drop", "fuse"])
+def test_all_tokens_of_an_image_may_be_dropped_in_training(tiny_model, pixels, monkeypatch, mode, stack):
+    more = {"classifier_pooling": "cls_patch_mean", "descriptor_window": None}
+    model = tiny_model(**options("learned", mode, STACKS[stack], **more)).train()
+    monkeypatch.setattr(token_sparsification, "straight_through_choice", lambda scores, kept: kept * (scores * 0))
+    outputs = model(pixels, labels=torch.arange(4))
+    outputs.loss.backward()
+    assert outputs.logits.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
 @pytest.mark.parametrize("window", [1, 2, None])
 @pytest.mark.parametrize(
     "variant", [options("learned", mode, s) for mode in ("drop", "fuse") for s in STACKS.values()]

@@ -451,7 +451,8 @@ class FocusViTModel(FocusViTPreTrainedModel):
             return None
         if area is None:
             return sequence[:, self.config.num_prefix_tokens :].mean(dim=1)
-        weights = (area / area.sum(dim=1, keepdim=True)).to(sequence)
+        # In training a learned choice may drop every token of an image.
+        weights = (area / area.sum(dim=1, keepdim=True).clamp(min=1e-6)).to(sequence)
         return (weights[:, None] @ sequence[:, -area.shape[1] :]).squeeze(1)
 
     def _split_off_context(self, stream: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
