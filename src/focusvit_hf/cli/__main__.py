@@ -16,6 +16,7 @@ from .demo import add_demo_command
 from .export import add_export_command
 from .images import add_image_commands
 from .push import add_push_command
+from .segment import add_segmentation_commands
 from .train import add_train_command
 
 
@@ -49,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="focusvit",
-        description="Classifies images with a FocusViT, shows what its answers rest on, and converts, exports, "
-        "measures and publishes models. `focusvit COMMAND --help` explains a command.",
+        description="Classifies and segments images with a FocusViT, shows what its answers rest on, and converts, "
+        "exports, measures and publishes models. `focusvit COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"focusvit {focusvit_hf.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         add_image_commands,
+        add_segmentation_commands,
         add_demo_command,
         add_convert_command,
         add_train_command,

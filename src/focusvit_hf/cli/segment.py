@@ -1,0 +1,172 @@
+"""`focusvit segment` and `focusvit cutout`: the classes of an image's pixels, and one class cut out of it."""
+
+import argparse
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import joined
+from ..explanation.segmentation import Segmentation
+from ..explanation.segmentation import segment as segmented
+from ..hub.checkpoints import load_checked
+from ..image_processing_focusvit import FocusViTImageProcessor
+from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
+from ..utils.environment import environment
+from ..utils.files import check_folder, write_json, write_whole
+from ..utils.messages import printable, told_of
+from .arguments import add_images, checkpoint_arguments, new_command
+from .images import SOME_FAILED, Failures, opened
+
+
+# Where the source tree keeps the checkpoint for figures; a wheel does not bring it.
+DEFAULT_SEGMENTER = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-ecssd"
+JSON_FILE = "segmentation.json"
+
+
+def add_segmentation_commands(commands: argparse._SubParsersAction) -> None:
+    """Adds `focusvit segment` and `focusvit cutout`."""
+    command = new_command(
+        commands, segment, parents=[checkpoint_arguments()], help="find the class of every pixel of images"
+    )
+    add_images(command)
+    _add_out(command, "segmentation")
+    command = new_command(
+        commands, cutout, parents=[checkpoint_arguments()], help="cut the figure out of images, as transparent PNG"
+    )
+    add_images(command)
+    _add_out(command, "cutouts")
+    command.add_argument("--label", metavar="NAME", help="the class to cut out (default: the second one, the figure)")
+    command.add_argument(
+        "--threshold", type=float, default=0.5, help="probability at which a pixel is half there (default: 0.5)"
+    )
+
+
+def _add_out(command: argparse.ArgumentParser, default: str) -> None:
+    help = f"the folder to write the PNG files to (default: {default})"
+    command.add_argument("--out", type=Path, default=Path(default), metavar="FOLDER", help=help)
+
+
+def segment(arguments: argparse.Namespace) -> int:
+    """
+    Finds the class of every pixel of each image: writes a label map whose palette has a colour for each class, an
+    overlay with a legend, and the shares of the classes as JSON. An image that cannot be read is named, the others are
+    done all the same, and the exit status is 1.
+
+    Returns:
+        `int`: 0, or 1 where some of the images could not be used.
+
+    Raises:
+        ValueError: on a checkpoint that cannot be used and an `--out` that cannot be written, before an image is read.
+    """
+    results = []
+
+    def write(path: Path, found: Segmentation) -> None:
+        drawn = found.label_map()
+        shares = found.shares(drawn)
+        _write_png(arguments.out / f"{path.stem}_labels.png", drawn)
+        _write_png(arguments.out / f"{path.stem}_overlay.png", found.overlay(drawn))
+        results.append({"image": str(path), "shares": shares})
+        print(printable(str(path)))
+        for name, share in shares.items():
+            print(f"  {share:6.1%}  {printable(name)}")
+
+    model, failures = _each(arguments, ("_labels", "_overlay"), write)
+    described = {"model": arguments.model or DEFAULT_SEGMENTER.name, "images": results}
+    described |= {"failures": failures.described(), "environment": environment(model.device, model.dtype)}
+    if results:
+        write_json(arguments.out / JSON_FILE, described)
+    return SOME_FAILED if failures else 0
+
+
+def cutout(arguments: argparse.Namespace) -> int:
+    """
+    Cuts one class out of each image: writes a PNG file of the image's own size that is transparent elsewhere, with a
+    soft border. An image that cannot be read is named, the others are done all the same, and the exit status is 1.
+
+    Returns:
+        `int`: 0, or 1 where some of the images could not be used.
+
+    Raises:
+        ValueError: on a checkpoint that cannot be used, a class that it does not have, a threshold outside of 0..1 and
+            an `--out` that cannot be written, before any image is read.
+    """
+    if not 0 < arguments.threshold < 1:
+        raise ValueError(f"expected a --threshold above 0 and below 1, got {arguments.threshold}")
+
+    def write(path: Path, found: Segmentation) -> None:
+        target = arguments.out / f"{path.stem}_cutout.png"
+        _write_png(target, found.cutout(arguments.label, arguments.threshold))
+        print(f"wrote {printable(str(target))}")
+
+    _, failures = _each(arguments, ("_cutout",), write)
+    return SOME_FAILED if failures else 0
+
+
+def _each(
+    arguments: argparse.Namespace, endings: Sequence[str], write: Callable[[Path, Segmentation], None]
+) -> tuple[FocusViTForSemanticSegmentation, Failures]:
+    """Writes what is found in each image; gives the model and the images that could not be used."""
+    _check_out(arguments.out, arguments.images, endings)
+    model, image_processor = _load(arguments)
+    label = getattr(arguments, "label", None)
+    names = list((model.config.id2label or {}).values())
+    if label is not None and label not in names:
+        raise ValueError(f"expected a --label of the model, {joined(names)}, got {label!r}")
+    failures = Failures()
+    for path, found in _segmentations(model, image_processor, arguments.images, failures):
+        write(path, found)
+    return model, failures
+
+
+def _segmentations(
+    model: FocusViTForSemanticSegmentation,
+    image_processor: FocusViTImageProcessor,
+    paths: Sequence[Path],
+    failures: Failures,
+) -> Iterator[tuple[Path, Segmentation]]:
+    for path, image in opened(paths, failures):
+        try:
+            with told_of(str(path)):
+                found = segmented(model, image_processor, image)
+        except ValueError as error:
+            failures.add(path, error)
+        else:
+            yield path, found
+
+
+def _load(arguments: argparse.Namespace) -> tuple[FocusViTForSemanticSegmentation, FocusViTImageProcessor]:
+    name = arguments.model
+    if name is None:
+        if not (DEFAULT_SEGMENTER / "config.json").is_file():
+            raise ValueError(
+                f"expected --model FOLDER_OR_NAME: this installation has no {DEFAULT_SEGMENTER.name} of its own"
+            )
+        name = str(DEFAULT_SEGMENTER)
+    model, image_processor = load_checked(name, FocusViTForSemanticSegmentation)
+    if arguments.num_superpixels is not None:
+        model.config.require_num_superpixels(arguments.num_superpixels)
+        model.config.num_superpixels = image_processor.num_superpixels = arguments.num_superpixels
+    model.to(arguments.device)
+    return model, image_processor
+
+
+def _check_out(out: Path, paths: Sequence[Path], endings: Sequence[str]) -> None:
+    """Raises ValueError where the files cannot go into the folder `out`, or would lie on each other or on an image."""
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError(f"expected images with different names, got {[path.name for path in paths]}")
+    targets = {(out / f"{path.stem}{ending}.png").resolve() for path in paths for ending in endings}
+    overwritten = sorted(str(path) for path in paths if path.resolve() in targets)
+    if overwritten:
+        raise ValueError(f"expected an --out in which none of the images is written over, got {joined(overwritten)}")
+    if out.is_file():
+        raise ValueError(f"expected a folder for --out, got the file {out}")
+    check_folder(out)
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    # Most of the time for a photograph of 12 megapixels would go into a file that is a little smaller.
+    image.save(buffer, format="PNG", compress_level=1)
+    write_whole(path, buffer.getvalue())
