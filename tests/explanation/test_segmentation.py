@@ -69,7 +69,9 @@ def test_a_cut_out_is_the_image_with_the_probability_as_opacity(found, label, mo
     monkeypatch.setattr("focusvit_hf.explanation.segmentation._STRIP_PIXELS", 90 * 7)
     cut = found.cutout(label, threshold=0.4)
     assert cut.mode == "RGBA" and cut.size == found.image.size
-    assert np.array_equal(np.asarray(cut)[..., :3], np.asarray(found.image))
+    seen = np.asarray(cut)[..., 3:] > 0
+    assert np.array_equal(np.asarray(cut)[..., :3], np.asarray(found.image) * seen)
+    assert seen.any() and not seen.all()
     score = found.logits[1] - found.logits[[0, 2]].logsumexp(dim=0)
     wide = torch.nn.functional.interpolate(score[None, None], (61, 90), mode="bilinear")[0, 0].sigmoid()
     expected = ((wide - 0.4) / 0.3 + 0.5).clamp(0, 1) * 255

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -168,5 +169,5 @@ def _check_out(out: Path, paths: Sequence[Path], endings: Sequence[str]) -> None
 def _write_png(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
     # Most of the time for a photograph of 12 megapixels would go into a file that is a little smaller.
-    image.save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     write_whole(path, buffer.getvalue())

@@ -109,9 +109,14 @@ class Segmentation:
         return Image.fromarray(alpha, mode="L")
 
     def cutout(self, label: str | int | None = None, threshold: float = 0.5) -> Image.Image:
-        """The image in mode RGBA, transparent where another class is, with a soft border; see [`opacity`]."""
-        cut = self.image.copy()
-        cut.putalpha(self.opacity(label, threshold))
+        """
+        The image in mode RGBA, with a soft border and transparent where another class is; there it is black, so that a
+        file holds nothing that is not seen. See [`opacity`].
+        """
+        alpha = self.opacity(label, threshold)
+        seen = alpha.point([0] + [255] * 255)
+        cut = Image.composite(self.image, Image.new("RGB", self.image.size), seen)
+        cut.putalpha(alpha)
         return cut
 
     def _number(self, label: str | int | None) -> int:
