@@ -394,13 +394,12 @@ def test_equal_tokens_become_one_without_a_trace(tiny_model, mode):
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
-def test_what_needs_a_mask_refuses_attention_that_takes_none(tiny_model, pixels, implementation):
+def test_what_needs_a_mask_refuses_attention_that_takes_none(tiny_model, implementation):
     model = tiny_model(**options(mode="fuse"))
     model.config._attn_implementation = implementation
     with pytest.raises(ValueError, match=f"or 'sdpa' with sparsification_mode='fuse'.*got '{implementation}'"):
-        model.focusvit._column_bias(
-            token_sparsification.TokenState(torch.ones(1, 4), 4, sizes=torch.ones(1, 4)), torch.float32
-        )
+        state = token_sparsification.TokenState(torch.ones(1, 4), 4, sizes=torch.ones(1, 4))
+        token_sparsification.column_bias(state, model.config, torch.float32)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -1,14 +1,12 @@
 """PyTorch FocusViT model."""
 
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -17,6 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_focusvit import FocusViTConfig
 from .embeddings import FocusViTEmbeddings
 from .latent_attention import FocusViTAttention
+from .model_outputs import FocusViTImageClassifierOutput, FocusViTModelOutput, TokenStage
 from .positions import FocusViTLearnedPosition
 from .regions import Regions
 from .superpixel_maps import superpixel_map
@@ -24,73 +23,11 @@ from .superpixel_options import SuperpixelOptions
 from .superpixel_pooling import pool_units
 from .token_choice import RATIO_WEIGHT, ratio_loss
 from .token_relevance import TokenObserver, image_seeds
-from .token_sparsification import FocusViTTokenSparsification, TokenChoice, TokenState
+from .token_sparsification import FocusViTTokenSparsification, TokenChoice, TokenState, column_bias
 from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
 
 
 logger = logging.get_logger(__name__)
-
-
-class TokenStage(NamedTuple):
-    """
-    The tokens at one depth, before the last norm: one for each region of a map of the cells.
-
-    Attributes:
-        tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): The tokens.
-        latents (`torch.FloatTensor` of shape `(batch_size, prefix + M, hidden_size)`, *optional*):
-            Behind a latent layer, which leaves the tokens as they are: class token and latents, which have learned.
-        region_ids (`torch.LongTensor` of shape `(batch_size or 1, height / cell, width / cell)`):
-            Region of each cell, in [0, T).
-    """
-
-    tokens: torch.Tensor
-    latents: torch.Tensor | None
-    region_ids: torch.Tensor
-
-
-@dataclass
-class FocusViTModelOutput(BaseModelOutputWithPooling):
-    r"""
-    patch_mean (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, *optional*):
-        With `classifier_pooling="cls_patch_mean"` the mean of the final tokens, weighted by the area they cover, or of
-        the latents where the last layer is a latent one.
-    kept_tokens (`tuple` of `torch.LongTensor` of shape `(batch_size, k_s)`, *optional*):
-        With `sparsification_layers` which of the N tokens stay after each stage, in ascending order. Of tokens that
-        were merged it is the one that the others joined; a fused token is none of them. None where `kept_masks` are
-        given.
-    kept_masks (`tuple` of `torch.FloatTensor` of shape `(batch_size, N)`, *optional*):
-        In training with a learned relevance, in which no token leaves: 1 for tokens that stay after each stage, 0 for
-        dropped ones. They carry the gradients of the choice.
-    token_states (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`, *optional*):
-        With `sparsification_layers` and a last layer of full attention the final states of the tokens of
-        `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
-    token_stages (`tuple` of [`TokenStage`], *optional*):
-        With `output_stages` the tokens before the first layer and after each one.
-    units (`torch.FloatTensor` of shape `(batch_size, N, channels)`, *optional*):
-        With `output_stages` what was pooled: features of the stem's cells, in reading order, or linear patches.
-    """
-
-    patch_mean: torch.Tensor | None = None
-    kept_tokens: tuple[torch.Tensor, ...] | None = None
-    kept_masks: tuple[torch.Tensor, ...] | None = None
-    token_states: torch.Tensor | None = None
-    token_stages: tuple[TokenStage, ...] | None = None
-    units: torch.Tensor | None = None
-
-
-@dataclass
-class FocusViTImageClassifierOutput(ImageClassifierOutput):
-    r"""
-    aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-        What a learned choice of tokens adds to the loss in training, its weight included; part of `loss` where that is
-        given.
-    kept_tokens, kept_masks, token_states: As of [`FocusViTModelOutput`].
-    """
-
-    aux_loss: torch.Tensor | None = None
-    kept_tokens: tuple[torch.Tensor, ...] | None = None
-    kept_masks: tuple[torch.Tensor, ...] | None = None
-    token_states: torch.Tensor | None = None
 
 
 class FocusViTLayer(GradientCheckpointingLayer):
@@ -295,31 +232,6 @@ class FocusViTModel(FocusViTPreTrainedModel):
                     f"num_superpixels={config.num_superpixels} to the image processor, or to both."
                 )
 
-    def _column_bias(self, state: TokenState, dtype: torch.dtype) -> torch.Tensor | None:
-        """
-        b, what attention to each token is raised by, `(batch_size or 1, 1, 1, T)`: the logarithm of its area relative
-        to the mean area, or of the number of tokens that were fused or merged in it. None where all are alike.
-        """
-        proportions = state.proportions(self.config.attention_area_bias)
-        if proportions is None:
-            return None
-        implementation = str(self.config._attn_implementation)
-        # The bias is a mask, which flash attention does not take, and on which flex attention's CPU kernel crashes.
-        if "flash" in implementation or "flex" in implementation:
-            cause = "attention_area_bias=True"
-            if not self.config.attention_area_bias:
-                cause = f"sparsification_mode={self.config.sparsification_mode!r}"
-            raise ValueError(
-                f"Expected attn_implementation 'eager' or 'sdpa' with {cause}, which is a mask, "
-                f"got {implementation!r}."
-            )
-        # The logarithm of an empty token's area is -inf, and has to stay finite in the types of autocast, too.
-        lowest = torch.finfo(torch.float16).min
-        there = proportions > 0
-        # The logarithm of nothing would be infinite, and its gradient not a number.
-        bias = torch.where(there, torch.where(there, proportions, 1.0).log().clamp(min=lowest), lowest)
-        return bias.to(dtype)[:, None, None, :]
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
@@ -353,7 +265,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself. A layer
         # on another device moves what it is given, and leaves there what it returns.
         stream, context = torch.cat((prefix, tokens), dim=1), None
-        bias = self._column_bias(state, dtype)
+        bias = column_bias(state, self.config, dtype)
         stages = []
         if output_stages:
             region_ids = self._region_ids(pixel_values, superpixel_ids, before_pooling=pools_at_depth)
@@ -369,7 +281,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
             if reduced is not None:
                 stream, context = self._with_tokens(stream, context, state.count, reduced[0])
                 state = reduced[1]
-                bias = self._column_bias(state, dtype)
+                bias = column_bias(state, self.config, dtype)
             if layer_type == "latent_attention" and context is None:
                 stream, context = self._split_off_context(stream, state.count)
             elif layer_type == "full_attention" and context is not None:

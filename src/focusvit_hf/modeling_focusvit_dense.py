@@ -12,7 +12,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_focusvit import FocusViTConfig
 from .lay_back import values_of_cells
-from .modeling_focusvit import FocusViTLayer, FocusViTModel, FocusViTPreTrainedModel, TokenStage
+from .model_outputs import TokenStage
+from .modeling_focusvit import FocusViTLayer, FocusViTModel, FocusViTPreTrainedModel
 from .segmentation_head import FocusViTSegmentationHead
 from .segmentation_options import require_dense
 

@@ -75,6 +75,34 @@ class TokenState:
         return replace(self, area=self.area.to(device), sizes=sizes, places=places, kept=kept, observed=observed)
 
 
+def column_bias(state: TokenState, config: FocusViTConfig, dtype: torch.dtype) -> torch.Tensor | None:
+    """
+    b, what attention to each token is raised by, `(batch_size or 1, 1, 1, T)`: the logarithm of its area relative
+    to the mean area, or of the number of tokens that were fused or merged in it. None where all are alike.
+
+    Raises:
+        ValueError: where attention runs on a kernel that takes no such mask.
+    """
+    proportions = state.proportions(config.attention_area_bias)
+    if proportions is None:
+        return None
+    implementation = str(config._attn_implementation)
+    # The bias is a mask, which flash attention does not take, and on which flex attention's CPU kernel crashes.
+    if "flash" in implementation or "flex" in implementation:
+        cause = "attention_area_bias=True"
+        if not config.attention_area_bias:
+            cause = f"sparsification_mode={config.sparsification_mode!r}"
+        raise ValueError(
+            f"Expected attn_implementation 'eager' or 'sdpa' with {cause}, which is a mask, got {implementation!r}."
+        )
+    # The logarithm of an empty token's area is -inf, and has to stay finite in the types of autocast, too.
+    lowest = torch.finfo(torch.float16).min
+    there = proportions > 0
+    # The logarithm of nothing would be infinite, and its gradient not a number.
+    bias = torch.where(there, torch.where(there, proportions, 1.0).log().clamp(min=lowest), lowest)
+    return bias.to(dtype)[:, None, None, :]
+
+
 class FocusViTTokenSparsification(nn.Module):
     """
     The stages of a model: before each layer of `config.sparsification_layers` some tokens leave, are fused into one,

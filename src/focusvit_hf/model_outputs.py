@@ -1,0 +1,69 @@
+"""What the models return."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+
+
+class TokenStage(NamedTuple):
+    """
+    The tokens at one depth, before the last norm: one for each region of a map of the cells.
+
+    Attributes:
+        tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): The tokens.
+        latents (`torch.FloatTensor` of shape `(batch_size, prefix + M, hidden_size)`, *optional*):
+            Behind a latent layer, which leaves the tokens as they are: class token and latents, which have learned.
+        region_ids (`torch.LongTensor` of shape `(batch_size or 1, height / cell, width / cell)`):
+            Region of each cell, in [0, T).
+    """
+
+    tokens: torch.Tensor
+    latents: torch.Tensor | None
+    region_ids: torch.Tensor
+
+
+@dataclass
+class FocusViTModelOutput(BaseModelOutputWithPooling):
+    r"""
+    patch_mean (`torch.FloatTensor` of shape `(batch_size, hidden_size)`, *optional*):
+        With `classifier_pooling="cls_patch_mean"` the mean of the final tokens, weighted by the area they cover, or of
+        the latents where the last layer is a latent one.
+    kept_tokens (`tuple` of `torch.LongTensor` of shape `(batch_size, k_s)`, *optional*):
+        With `sparsification_layers` which of the N tokens stay after each stage, in ascending order. Of tokens that
+        were merged it is the one that the others joined; a fused token is none of them. None where `kept_masks` are
+        given.
+    kept_masks (`tuple` of `torch.FloatTensor` of shape `(batch_size, N)`, *optional*):
+        In training with a learned relevance, in which no token leaves: 1 for tokens that stay after each stage, 0 for
+        dropped ones. They carry the gradients of the choice.
+    token_states (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`, *optional*):
+        With `sparsification_layers` and a last layer of full attention the final states of the tokens of
+        `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
+    token_stages (`tuple` of [`TokenStage`], *optional*):
+        With `output_stages` the tokens before the first layer and after each one.
+    units (`torch.FloatTensor` of shape `(batch_size, N, channels)`, *optional*):
+        With `output_stages` what was pooled: features of the stem's cells, in reading order, or linear patches.
+    """
+
+    patch_mean: torch.Tensor | None = None
+    kept_tokens: tuple[torch.Tensor, ...] | None = None
+    kept_masks: tuple[torch.Tensor, ...] | None = None
+    token_states: torch.Tensor | None = None
+    token_stages: tuple[TokenStage, ...] | None = None
+    units: torch.Tensor | None = None
+
+
+@dataclass
+class FocusViTImageClassifierOutput(ImageClassifierOutput):
+    r"""
+    aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        What a learned choice of tokens adds to the loss in training, its weight included; part of `loss` where that is
+        given.
+    kept_tokens, kept_masks, token_states: As of [`FocusViTModelOutput`].
+    """
+
+    aux_loss: torch.Tensor | None = None
+    kept_tokens: tuple[torch.Tensor, ...] | None = None
+    kept_masks: tuple[torch.Tensor, ...] | None = None
+    token_states: torch.Tensor | None = None
