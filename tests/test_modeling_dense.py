@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation, pipeline
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
 
 from focusvit_hf import FocusViTBackbone, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.superpixels import tile_ids
@@ -324,3 +331,13 @@ def test_the_pipeline_gives_masks_that_cover_each_image(segmenter, photographs, 
         (expected,) = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
         for one, mask in zip(answer, masks, strict=True):
             assert np.array_equal(mask == 255, expected.numpy() == model.config.label2id[one["label"]])
+
+
+def test_the_backbone_works_under_another_model_s_head(tiny_config, pixels):
+    backbone = tiny_config(num_hidden_layers=4, layer_types=[FULL] * 2 + [LATENT] * 2, out_indices=[1, 2, 3, 4])
+    options = {"hidden_size": 16, "num_labels": 3, "auxiliary_in_channels": 32, "auxiliary_channels": 8}
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, pool_scales=[1, 2], **options))
+    outputs = model(pixels, labels=torch.randint(3, (4, 32, 32)))
+    assert outputs.logits.shape == (4, 3, 32, 32)
+    outputs.loss.backward()
+    assert model.backbone.reading.attention.q_proj.weight.grad.abs().sum() > 0
