@@ -187,5 +187,7 @@ def test_data_that_do_not_fit_are_refused_before_training(folders, tmp_path):
 
 
 def test_a_teacher_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="expected neither --teacher_model_name_or_path"):
+    with pytest.raises(
+        ValueError, match="expected none of the options for classifiers alone, got train_num_superpixels"
+    ):
         run_semantic_segmentation.main(flags(tmp_path / "run", train_dir=folders / "train", train_num_superpixels=16))

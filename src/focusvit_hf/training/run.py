@@ -131,6 +131,11 @@ def train_with_trainer(args: TrainingArguments, setup: Setup, checkpoint: str | 
         distillation=setup.distillation,
         predictor_learning_rate=args.predictor_learning_rate,
     )
+    return carried_out(trainer, args, checkpoint)
+
+
+def carried_out(trainer: FocusViTTrainer, args: TrainingArguments, checkpoint: str | None) -> Outcome:
+    """Has a trainer train and save its model with `--do_train`, and evaluate it with `--do_eval`."""
     if args.do_train:
         clear_output_dir(args, checkpoint)
         result = trainer.train(resume_from_checkpoint=checkpoint)

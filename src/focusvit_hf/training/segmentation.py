@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, pipeline
 from transformers.trainer_pt_utils import LabelSmoother
 
+from ..errors import joined
 from ..images import decode_image
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..segmentation_maps import IGNORED, decode_mask, reduced_labels, segmentation_maps_of
@@ -20,13 +21,17 @@ from .card import card_of, origin_of
 from .data import as_rows, require_a_batch
 from .data_collator import EpochCallback, SeededCollator
 from .model import load_model, refuse_other_configuration
-from .output_folder import clear_output_dir
-from .run import Outcome, Task
+from .run import Outcome, Task, carried_out
 from .segmentation_collator import SegmentationDataCollator
 from .segmentation_data import SegmentationDataArguments, class_weights, load_masks
 from .segmentation_metrics import SegmentationMetrics
 from .setup import Setup, augmentation_config, begin, evaluation_split, seed_everything
+from .sparsification import require_predictors
 from .trainer import FocusViTTrainer
+
+
+# Arguments that change the training of classifiers alone.
+_NOT_FOR_MASKS = ("teacher", "teacher_model_name_or_path", "teacher_bank", "train_num_superpixels")
 
 
 class SegmentationTrainer(FocusViTTrainer):
@@ -68,10 +73,9 @@ def set_up_segmentation(
     [`~setup.set_up`].
     """
     begin(model_args, args)
-    if args.teacher_model_name_or_path or args.train_num_superpixels:
-        raise ValueError(
-            "expected neither --teacher_model_name_or_path nor --train_num_superpixels for segmentation, got one"
-        )
+    unused = [name for name in _NOT_FOR_MASKS if getattr(args, name)]
+    if unused:
+        raise ValueError(f"expected none of the options for classifiers alone, got {joined(unused)}")
     with args.main_process_first(desc="loading the data"):
         masks = load_masks(data_args, model_args, args.seed, args.do_train)
     splits, names = masks.splits, masks.names
@@ -80,6 +84,7 @@ def set_up_segmentation(
     weights = class_weights(data_args, masks)
     kind = (AutoModelForSemanticSegmentation, FocusViTForSemanticSegmentation)
     model, processor = load_model(model_args, names, *kind)
+    require_predictors(model, args.predictor_learning_rate, args.frozen_epochs)
     refuse_other_configuration(checkpoint, model.config)
     processor.do_reduce_labels = data_args.do_reduce_labels
     origin = origin_of(model_args, data_args, splits) if args.do_train else {}
@@ -129,16 +134,7 @@ def train_segmentation(args: TrainingArguments, setup: Setup, checkpoint: str | 
         ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
         class_weights=setup.class_weights,
     )
-    if args.do_train:
-        clear_output_dir(args, checkpoint)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_metrics("train", result.metrics, combined=False)
-        trainer.save_model()
-        trainer.save_state()
-    figures: dict[str, float] = trainer.evaluate() if args.do_eval else {}
-    if figures:
-        trainer.log_metrics("eval", figures)
-    return Outcome(trainer.state.global_step, trainer.state.log_history, figures)
+    return carried_out(trainer, args, checkpoint)
 
 
 def measure_segmentation(
