@@ -1,5 +1,5 @@
 """
-SPOT ("SParsification with attentiOn dynamics via Token relevance in vision Transformers", arXiv 2511.10488): before
+SPOT ("Sparsification with Attention Dynamics via Token Relevance in Vision Transformers", arXiv 2511.10488): before
 some layers the least relevant tokens leave. What the paper leaves open follows DynamicViT (Rao et al. 2021).
 """
 

@@ -10,7 +10,7 @@ import run_classification_no_trainer
 from blobs import flags, losses
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.modeling_focusvit import FocusViTModel
-from focusvit_hf.training.elastic import ElasticSuperpixels
+from focusvit_hf.training.elastic import ElasticKeepRatio, ElasticSuperpixels
 
 
 CHOICES = (4, 9, 16)
@@ -102,3 +102,32 @@ def test_a_resumed_run_draws_as_an_uninterrupted_one(blob_dir, tmp_path, monkeyp
     config = FocusViTConfig(image_size=32, patch_size=4, num_superpixels=16)
     expected = [(step, ElasticSuperpixels(config, CHOICES, seed=42).at(step)) for step in range(6)]
     assert seen == [*expected[:4], 4, *expected[3:]]
+
+
+SPARSE = {"layer_types": ["full_attention"] * 2, "sparsification_layers": [1]}
+
+
+def test_keep_ratios_are_drawn_for_each_step(tiny_model, pixels):
+    model = tiny_model(**SPARSE, keep_ratio=0.7)
+    elastic = ElasticKeepRatio(model.config, (0.25, 0.5, 1.0), seed=1)
+    counts = set()
+    for step in range(12):
+        with elastic.drawn(step):
+            counts.add((elastic.at(step), model(pixels).kept_tokens[0].shape[1]))
+        assert model.config.keep_ratio == 0.7
+    assert counts == {(0.25, 4), (0.5, 8), (1.0, 16)}
+
+
+@pytest.mark.parametrize(
+    ("options", "ratios", "message"),
+    [
+        (SPARSE, (), "one or more different keep ratios"),
+        (SPARSE, (0.5, 0.5), "one or more different keep ratios"),
+        (SPARSE, (0.5, 1.5), r"keep_ratio in \(0, 1\], got 1.5"),
+        ({}, (0.5,), "a model with sparsification_layers to draw keep ratios for"),
+    ],
+    ids=["none", "twice", "too large", "all tokens stay"],
+)
+def test_keep_ratios_that_cannot_be_drawn_are_refused(tiny_config, options, ratios, message):
+    with pytest.raises(ValueError, match=message):
+        ElasticKeepRatio(tiny_config(**options), ratios)

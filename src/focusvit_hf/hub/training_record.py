@@ -31,6 +31,7 @@ HYPERPARAMETERS = (
     "label_smoothing_factor",
     "ema_decay",
     "train_num_superpixels",
+    "train_keep_ratio",
     "teacher_model_name_or_path",
     "distillation_type",
     "distillation_alpha",

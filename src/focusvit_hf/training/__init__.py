@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .averaging import ExponentialMovingAverage
     from .data_collator import FocusViTDataCollator
     from .distillation import Distillation
-    from .elastic import ElasticSuperpixels
+    from .elastic import ElasticKeepRatio, ElasticSuperpixels
     from .segmentation import SegmentationTrainer
     from .segmentation_collator import SegmentationDataCollator
     from .segmentation_metrics import SegmentationMetrics
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FILES = {
     "AugmentationConfig": "augmentation",
     "Distillation": "distillation",
+    "ElasticKeepRatio": "elastic",
     "ElasticSuperpixels": "elastic",
     "ExponentialMovingAverage": "averaging",
     "FocusViTDataCollator": "data_collator",
@@ -34,6 +35,7 @@ _FILES = {
 __all__ = [
     "AugmentationConfig",
     "Distillation",
+    "ElasticKeepRatio",
     "ElasticSuperpixels",
     "ExponentialMovingAverage",
     "FocusViTDataCollator",

@@ -97,6 +97,10 @@ class TrainingArguments(HfTrainingArguments):
         default=None,
         metadata={"help": "Numbers of superpixels to draw from at every step, so that the model serves all of them."},
     )
+    train_keep_ratio: list[float] | None = field(
+        default=None,
+        metadata={"help": "Keep ratios to draw from at every step, so that the model serves all of them."},
+    )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Learn from this image classifier too: a folder or a name on the Hub."}
     )

@@ -1,4 +1,4 @@
-"""Training at several numbers of superpixels, so that one checkpoint serves them all."""
+"""Training at several numbers of superpixels, or of tokens that stay, so that one checkpoint serves them all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,37 @@ from transformers import TrainerCallback
 from ..configuration_focusvit import FocusViTConfig
 
 
-class ElasticSuperpixels(TrainerCallback):
+class _Elastic(TrainerCallback):
+    """Draws a field of a configuration anew for every step, as a function of the seed and the step."""
+
+    def __init__(self, config: FocusViTConfig, name: str, choices: Sequence[Any], seed: int):
+        self.config, self.seed = config, seed
+        self._name, self._choices, self._own = name, tuple(choices), getattr(config, name)
+
+    def at(self, step: int) -> Any:
+        """The value of a step, counted from 0."""
+        state = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
+        return self._choices[int(state[0] % len(self._choices))]
+
+    @contextmanager
+    def drawn(self, step: int) -> Iterator[None]:
+        """Within this context the configuration holds the value of the step."""
+        setattr(self.config, self._name, self.at(step))
+        try:
+            yield
+        finally:
+            setattr(self.config, self._name, self._own)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draws, for all parts of a batch whose gradients are accumulated."""
+        setattr(self.config, self._name, self.at(state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Gives the configuration its own value back, before anything is measured or saved."""
+        setattr(self.config, self._name, self._own)
+
+
+class ElasticSuperpixels(_Elastic):
     """
     Draws the number of superpixels K anew for every step of training. Outside of the steps, in evaluation and in what
     is saved, the configuration keeps its own.
@@ -54,29 +84,33 @@ class ElasticSuperpixels(TrainerCallback):
             raise ValueError(
                 f"Expected superpixel_method 'torch' to draw numbers of superpixels, got {config.superpixel_method!r}."
             )
-        self.config = config
+        super().__init__(config, "num_superpixels", choices, seed)
         self.num_superpixels = choices
-        self.seed = seed
-        self._own = config.num_superpixels
 
-    def at(self, step: int) -> int:
-        """K of a step, counted from 0."""
-        state = np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)
-        return self.num_superpixels[int(state[0] % len(self.num_superpixels))]
 
-    @contextmanager
-    def drawn(self, step: int) -> Iterator[None]:
-        """Within this context the configuration holds the K of the step."""
-        self.config.num_superpixels = self.at(step)
-        try:
-            yield
-        finally:
-            self.config.num_superpixels = self._own
+class ElasticKeepRatio(_Elastic):
+    """
+    Draws ρ, the share of the tokens that stays at each of the `sparsification_layers`, anew for every step of
+    training, so that one checkpoint serves several budgets. As with [`ElasticSuperpixels`], the configuration keeps
+    its own outside of the steps.
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draws, for all parts of a batch whose gradients are accumulated."""
-        self.config.num_superpixels = self.at(state.global_step)
+    Args:
+        config ([`FocusViTConfig`]): The configuration that the model reads: `model.config`.
+        keep_ratios (sequence of `float`): What ρ is drawn from, each in (0, 1].
+        seed (`int`, *optional*, defaults to 0): Seed of the run.
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Gives the configuration its own number back, before anything is measured or saved."""
-        self.config.num_superpixels = self._own
+    Raises:
+        ValueError: for no, repeated or impossible ratios, and for a model in which all tokens stay.
+    """
+
+    def __init__(self, config: FocusViTConfig, keep_ratios: Sequence[float], seed: int = 0):
+        choices = tuple(keep_ratios)
+        if not choices or len(set(choices)) < len(choices):
+            raise ValueError(f"Expected one or more different keep ratios to draw from, got {choices}.")
+        if not config.sparsification_layers:
+            raise ValueError("Expected a model with sparsification_layers to draw keep ratios for, got one without.")
+        for choice in choices:
+            # The configuration's own checks.
+            FocusViTConfig.from_dict(config.to_dict(), keep_ratio=choice)
+        super().__init__(config, "keep_ratio", choices, seed)
+        self.keep_ratios = choices

@@ -20,7 +20,7 @@ from .card import card_of, origin_of
 from .data import as_rows, class_names, load_pictures
 from .data_collator import FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
-from .elastic import ElasticSuperpixels
+from .elastic import ElasticKeepRatio, ElasticSuperpixels
 from .labels import fitted_to_checkpoint
 from .model import checkpoint_classes, load_model, refuse_other_configuration
 from .sparsification import require_predictors
@@ -38,7 +38,8 @@ class Setup:
         train_collator, eval_collator (`SeededCollator`): Make batches of rows, with and without augmentation.
         model (`FocusViTPreTrainedModel`), processor (`FocusViTImageProcessor`): They match.
         distillation (`Distillation`, *optional*): The teacher to learn from.
-        elastic (`ElasticSuperpixels`, *optional*): What draws the number of superpixels of each step.
+        elastic (`ElasticSuperpixels` or `ElasticKeepRatio`, *optional*):
+            What draws the number of superpixels, or of tokens that stay, of each step.
         origin (`dict`): What the card tells of the data and of the model that training began from.
         class_weights (`torch.FloatTensor`, *optional*): Weight of each class in the loss of segmentation.
     """
@@ -51,7 +52,7 @@ class Setup:
     model: Any
     processor: FocusViTImageProcessor
     distillation: Distillation | None = None
-    elastic: ElasticSuperpixels | None = None
+    elastic: ElasticSuperpixels | ElasticKeepRatio | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     class_weights: torch.Tensor | None = None
 
@@ -87,10 +88,15 @@ def set_up(
         train_rows = as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None
         eval_rows = as_rows(splits[evaluation], data_args) if evaluation else None
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}
-    elastic, train_processor = None, processor
+    elastic: ElasticSuperpixels | ElasticKeepRatio | None = None
+    train_processor = processor
     if args.train_num_superpixels:
         elastic = ElasticSuperpixels(model.config, args.train_num_superpixels, args.seed)
         train_processor = FocusViTImageProcessor.from_dict({**processor.to_dict(), "do_superpixels": False})
+    if args.train_keep_ratio:
+        if elastic is not None:
+            raise ValueError("expected one of --train_num_superpixels and --train_keep_ratio, got both")
+        elastic = ElasticKeepRatio(model.config, args.train_keep_ratio, args.seed)
     augmentation = augmentation_config(data_args)
     train_collator = FocusViTDataCollator(train_processor, augmentation, **options)
     teacher = (model_args, data_args, args, model.config, processor, augmentation)
