@@ -16,6 +16,7 @@ from blobs import SMALLEST, blob
 from focusvit_hf import FocusViTForSemanticSegmentation
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.training.arguments import ModelArguments
+from focusvit_hf.training.segmentation import overlap_loss
 from focusvit_hf.training.segmentation_data import SegmentationDataArguments, class_weights, load_masks
 
 
@@ -88,6 +89,7 @@ def flags(output_dir, **changes):
 def test_a_run_on_parquet_files_learns_and_tells_of_every_class(parquet, tmp_path):
     output_dir = tmp_path / "run"
     options = {"augmentation": '{"crop_scale": [0.5, 1.0]}', "ema_decay": 0.9, "train_val_split": 0.2}
+    options["overlap_loss_weight"] = 1.0
     command = flags(output_dir, data_dir=parquet, max_steps=60, **options)
     figures = run_semantic_segmentation.main(command)
     # Of all pixels the square has 6 %.
@@ -131,6 +133,31 @@ def test_a_stream_is_trained_on(parquet, tmp_path):
 def test_another_task_is_refused(capsys):
     assert main(["train", "--task", "detection", "--output_dir", "nowhere"]) == 2
     assert "expected --task classification or segmentation, got 'detection'" in capsys.readouterr().err
+
+
+def test_the_loss_of_overlap_is_a_plain_sum():
+    logits, labels = torch.randn(3, 4, 5, 6, requires_grad=True), torch.randint(3, (3, 5, 6))
+    labels[0][labels[0] == 1] = 255
+    labels[2] = 255
+    probabilities = logits.softmax(dim=1)
+    losses = []
+    for image in range(3):
+        for label in set(labels[image].flatten().tolist()) - {255}:
+            truth, counted = labels[image] == label, labels[image] != 255
+            found = probabilities[image, label] * counted
+            both = found[truth].sum()
+            losses.append(1 - both / (found.sum() + truth.sum() - both))
+    loss = overlap_loss(logits, labels, 255)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    loss.backward()
+    assert logits.grad.isfinite().all() and not logits.grad[2].any()
+    assert overlap_loss(logits, torch.full_like(labels, 255), 255) == 0
+
+
+@pytest.mark.parametrize("weight", [-1, math.inf, math.nan])
+def test_a_weight_of_the_overlap_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="expected --overlap_loss_weight >= 0"):
+        SegmentationDataArguments(overlap_loss_weight=weight)
 
 
 # What is found out about the data.

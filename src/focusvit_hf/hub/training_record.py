@@ -38,6 +38,7 @@ HYPERPARAMETERS = (
     "distillation_temperature",
     "augmentation",
     "class_weights",
+    "overlap_loss_weight",
     "do_reduce_labels",
     "bf16",
     "fp16",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,13 @@ class SegmentationDataArguments(DataTrainingArguments):
         default=None,
         metadata={"help": "A weight for each class in the loss, as a JSON list, or 'balanced': 1/ln(1.02 + share)."},
     )
+    overlap_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of 1 - IoU of each image's classes beside the cross entropy."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap_loss_weight < math.inf:
+            raise ValueError(f"expected --overlap_loss_weight >= 0, got {self.overlap_loss_weight}")
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Setup:
         elastic (`ElasticSuperpixels` or `ElasticKeepRatio`, *optional*):
             What draws the number of superpixels, or of tokens that stay, of each step.
         origin (`dict`): What the card tells of the data and of the model that training began from.
-        class_weights (`torch.FloatTensor`, *optional*): Weight of each class in the loss of segmentation.
+        class_weights (`torch.FloatTensor`, *optional*), overlap_weight (`float`): Of the loss of segmentation.
     """
 
     splits: dict[str, Any]
@@ -55,6 +55,7 @@ class Setup:
     elastic: ElasticSuperpixels | ElasticKeepRatio | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     class_weights: torch.Tensor | None = None
+    overlap_weight: float = 0.0
 
 
 def set_up(
