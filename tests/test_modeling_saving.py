@@ -154,7 +154,7 @@ def test_the_stem_keeps_the_variance_of_the_picture(tiny_config, photographs):
     ids = model.compute_superpixel_ids(pixels)
     with torch.no_grad():
         _, tokens, _ = embeddings(pixels, ids)
-        positions = embeddings.position(geometry(ids, 49))
+        positions = embeddings.position(geometry(ids, 49), torch.float32)
     # Tokens differ by what they show, and where they lie is small beside it.
     assert 0.1 < tokens.std(dim=1).mean() < 2
     assert positions.std(dim=1).mean() < 0.5 * tokens.std(dim=1).mean()

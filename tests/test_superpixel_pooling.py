@@ -196,10 +196,10 @@ def test_dynamic_position_tells_places_areas_and_extents_apart(tiny_config):
     others = base.repeat(5, 1)
     for column, change in enumerate((0.05, 0.05, 0.1, 0.02, 0.02)):
         others[column, column] += change
-    outputs = position(torch.cat((base[None], others))[None])[0]
+    outputs = position(torch.cat((base[None], others))[None], torch.float32)[0]
     assert ((outputs[1:] - outputs[0]).norm(dim=1) > 1e-2).all()
     # An absent superpixel.
-    assert position(torch.tensor([[[0.5, 0.5, 0.0, 0.0, 0.0]]])).isfinite().all()
+    assert position(torch.tensor([[[0.5, 0.5, 0.0, 0.0, 0.0]]]), torch.float32).isfinite().all()
 
 
 def test_learned_position_is_the_table_at_the_trained_size_and_smooth_at_others(tiny_config):
@@ -254,7 +254,7 @@ def test_tokens_equal_the_plain_reference(tiny_config, photographs, embedding_ty
         with torch.no_grad():
             expected = embeddings.projection(torch.from_numpy(pooled).float())
             if position == "dynamic":
-                expected += embeddings.position(torch.from_numpy(shapes).float()[None])[0]
+                expected += embeddings.position(torch.from_numpy(shapes).float()[None], torch.float32)[0]
                 expected_class = embeddings.cls_token[0]
             else:
                 table = embeddings.position.table[0].double().numpy()
@@ -321,9 +321,9 @@ def test_training_without_gradients_normalises_the_whole_batch_once(tiny_config,
 
 def test_regions_of_the_controls(tiny_config):
     grid = FocusViTEmbeddings(tiny_config(patch_pooling="grid", num_superpixels=9))
-    assert torch.equal(grid.region_ids((16, 16), (4, 4), torch.device("cpu"))[0], tile_ids((3, 3), 16, 16))
+    assert torch.equal(grid.tile_map(32, 32, torch.device("cpu"))[0], tile_ids((3, 3), 16, 16))
     dense = FocusViTEmbeddings(tiny_config(patch_pooling="none"))
-    assert torch.equal(dense.region_ids((16, 24), (4, 6), torch.device("cpu"))[0], tile_ids((4, 6), 16, 24))
+    assert torch.equal(dense.tile_map(32, 48, torch.device("cpu"))[0], tile_ids((4, 6), 16, 24))
 
 
 def test_gradients_of_compiled_pooling_are_those_of_eager_in_bfloat16():

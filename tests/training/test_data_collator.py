@@ -245,8 +245,8 @@ def test_collator_names_the_example_it_refuses(augmentation, change, message):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    batch = examples([Image.fromarray(array) for array in arrays(noise(2, 32, 32))])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    batch = examples([Image.fromarray(array) for array in arrays(noise(2, 64, 64))])
     for augmentation in (None, NEUTRAL):
         with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be used: .*decompression bombs"):
             FocusViTDataCollator(processor(), augmentation)(batch)
