@@ -6,9 +6,10 @@ import pytest
 
 from blobs import ROOT
 from focusvit_hf import FocusViTConfig
-from focusvit_hf.training.arguments import ModelArguments, json_object, parse_arguments
+from focusvit_hf.training.arguments import DataTrainingArguments, ModelArguments, json_object, parse_arguments
 from focusvit_hf.training.model import load_model
 from focusvit_hf.training.output_folder import prepare_output_dir
+from focusvit_hf.training.segmentation_data import SegmentationDataArguments
 from focusvit_hf.training.setup import augmentation_config
 
 
@@ -71,9 +72,11 @@ def test_an_output_folder_that_is_read_only_is_known_at_once(tmp_path, monkeypat
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configuration" / "recipes").glob("*.json")), ids=lambda p: p.stem)
 def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
-    model_args, data_args, args = parse_arguments(
-        [str(recipe), "--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--max_train_samples", "7"]
-    )
+    options = json.loads(recipe.read_text())
+    # Only segmentation has a loss of the overlap.
+    kind = SegmentationDataArguments if "overlap_loss_weight" in options else DataTrainingArguments
+    command = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--max_train_samples", "7"]
+    model_args, data_args, args = parse_arguments([str(recipe), *command], data_arguments=kind)
     # A fine-tune begins with a checkpoint.
     assert (model_args.preset is None) != (model_args.model_name_or_path is None)
     if model_args.preset is not None:
