@@ -20,18 +20,7 @@ from focusvit_hf.training.segmentation import SEGMENTATION, train_segmentation
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """
-    Runs the script.
-
-    Args:
-        argv (`list[str]`, *optional*): The command line without the program's name; `sys.argv[1:]` by default.
-
-    Returns:
-        `dict[str, float]`: The figures of the last evaluation, and of the final one with the prefix `test_`.
-
-    Raises:
-        ValueError: On arguments or data that do not fit, before training begins.
-    """
+    """Runs a command line, by default the program's own; see `focusvit_hf.training.run.run`."""
     argv = sys.argv[1:] if argv is None else argv
     return run(argv, "python examples/run_semantic_segmentation.py", train_segmentation, task=SEGMENTATION)
 

@@ -82,8 +82,7 @@ class FocusViTForSemanticSegmentation(FocusViTDenseModel):
     ) -> FocusViTSemanticSegmenterOutput:
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
-            Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
-            `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
+            Superpixel of each cell, as [`FocusViTModel`] takes it.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel in [0, num_labels), or `semantic_loss_ignore_index` where it does not count.
         """
@@ -149,8 +148,7 @@ class FocusViTBackbone(BackboneMixin, FocusViTDenseModel):
     ) -> BackboneOutput:
         r"""
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
-            Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
-            `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
+            Superpixel of each cell, as [`FocusViTModel`] takes it.
 
         Example:
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from blobs import blobs
+from blobs import blob_tensors
 from experiments.conversion import curve
 from experiments.conversion import table as conversion_table
 from experiments.conversion.rows import FAMILIES, TOLERANCE, UNTRAINED, Row, all_rows, at_budget
@@ -34,9 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pictures():
-    rows = blobs(16)
-    images = np.stack([np.asarray(image).transpose(2, 0, 1) for image in rows["image"]])
-    return Pictures(torch.from_numpy(images).contiguous(), torch.tensor(rows["label"]))
+    return Pictures(*blob_tensors(16))
 
 
 @pytest.fixture(scope="module")

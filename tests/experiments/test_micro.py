@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.measure import label
 
-from blobs import SMALLEST, blobs, write_parquet
+from blobs import SMALLEST, blob_tensors, write_parquet
 from experiments.micro import results as results_module
 from experiments.micro import run as micro
 from experiments.micro import training as micro_training
@@ -28,9 +28,7 @@ SHORT = {"epochs": 2, "batch_size": 16}
 @pytest.fixture(scope="module")
 def pictures():
     """48 blobs of 32 pixels, three classes."""
-    rows = blobs(48)
-    images = np.stack([np.asarray(image).transpose(2, 0, 1) for image in rows["image"]])
-    return Pictures(torch.from_numpy(images).contiguous(), torch.tensor(rows["label"]))
+    return Pictures(*blob_tensors(48))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 from datasets import ClassLabel, Features, Image
 from PIL import Image as PILImage
 
@@ -53,6 +54,13 @@ def blobs(count: int, first: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=Features(image=Image(), label=ClassLabel(names=NAMES)))
 
 
+def blob_tensors(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """So many blobs, (count, 3, 32, 32) uint8, and their classes, (count,)."""
+    rows = blobs(count)
+    images = np.stack([np.asarray(image).transpose(2, 0, 1) for image in rows["image"]])
+    return torch.from_numpy(images).contiguous(), torch.tensor(rows["label"])
+
+
 def write_parquet(folder: Path, training: int) -> Path:
     """So many blobs to train on and ten to test as parquet files; gives the folder back."""
     for split, first, count in (("train", 0, training), ("test", 100, 10)):
@@ -60,7 +68,7 @@ def write_parquet(folder: Path, training: int) -> Path:
     return folder
 
 
-def flags(blob_dir: Path, output_dir: Path, **changes) -> list[str]:
+def flags(blob_dir: Path | None, output_dir: Path, **changes) -> list[str]:
     """The command line of a short run; `changes` override or, when None, remove a flag."""
     values = {
         "preset": "focusvit-nano",

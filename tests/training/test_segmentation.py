@@ -13,6 +13,7 @@ from transformers import pipeline
 
 import run_semantic_segmentation
 from blobs import SMALLEST, blob
+from blobs import flags as blob_flags
 from focusvit_hf import FocusViTForSemanticSegmentation
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.training.arguments import ModelArguments
@@ -65,25 +66,9 @@ def parquet(tmp_path_factory):
 
 
 def flags(output_dir, **changes):
-    values = {
-        "preset": "focusvit-nano",
-        "config_overrides": json.dumps(TINY),
-        "output_dir": output_dir,
-        "cache_dir": output_dir.parent / "cache",
-        "do_train": True,
-        "do_eval": True,
-        "use_cpu": True,
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "log_level": "error",
-        "disable_tqdm": True,
-        **changes,
-    }
-    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+    """The command line of a short run; the data are among the `changes`."""
+    values = {"config_overrides": json.dumps(TINY), "max_steps": 4, "learning_rate": 3e-3}
+    return blob_flags(None, output_dir, **{**values, **changes})
 
 
 def test_a_run_on_parquet_files_learns_and_tells_of_every_class(parquet, tmp_path):

@@ -4,9 +4,10 @@ import argparse
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ from ..utils.files import check_file, check_folder, write_json, write_whole
 from ..utils.messages import one_line, printable, told_of
 from .arguments import add_images, checkpoint_arguments, count, new_command
 
+
+Answer = TypeVar("Answer")
 
 # What the commands return where they did their work for some of the images only.
 SOME_FAILED = 1
@@ -92,6 +95,20 @@ def opened(paths: Sequence[Path], failures: Failures) -> Iterator[tuple[Path, Im
             failures.add(path, error)
         else:
             yield path, image
+
+
+def answers(
+    paths: Sequence[Path], failures: Failures, answer: Callable[[Image.Image], Answer]
+) -> Iterator[tuple[Path, Answer]]:
+    """What `answer` makes of each image; one that cannot be read or that it refuses is kept in `failures`."""
+    for path, image in opened(paths, failures):
+        try:
+            with told_of(str(path)):
+                found = answer(image)
+        except ValueError as error:
+            failures.add(path, error)
+        else:
+            yield path, found
 
 
 def predictions(
@@ -182,13 +199,7 @@ def visualize(arguments: argparse.Namespace) -> int:
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     failures, rows, titles = Failures(), [], []
-    for path, image in opened(paths, failures):
-        try:
-            with told_of(str(path)):
-                explanation = explain(model, image_processor, image)
-        except ValueError as error:
-            failures.add(path, error)
-            continue
+    for path, explanation in answers(paths, failures, partial(explain, model, image_processor)):
         if as_file:
             rows.append(explanation)
             titles.append(path.name)

@@ -3,7 +3,8 @@
 import argparse
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -11,14 +12,13 @@ from PIL import Image
 from ..errors import joined
 from ..explanation.segmentation import Segmentation
 from ..explanation.segmentation import segment as segmented
-from ..hub.checkpoints import load_checked
-from ..image_processing_focusvit import FocusViTImageProcessor
+from ..hub.checkpoints import load_with_superpixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..utils.environment import environment
 from ..utils.files import check_folder, write_json, write_whole
-from ..utils.messages import printable, told_of
+from ..utils.messages import printable
 from .arguments import add_images, checkpoint_arguments, new_command
-from .images import SOME_FAILED, Failures, opened
+from .images import SOME_FAILED, Failures, answers
 
 
 # Where the source tree keeps the checkpoint for figures; a wheel does not bring it.
@@ -110,47 +110,18 @@ def _each(
 ) -> tuple[FocusViTForSemanticSegmentation, Failures]:
     """Writes what is found in each image; gives the model and the images that could not be used."""
     _check_out(arguments.out, arguments.images, endings)
-    model, image_processor = _load(arguments)
+    model, image_processor = load_with_superpixels(
+        arguments.model, DEFAULT_SEGMENTER, FocusViTForSemanticSegmentation, arguments.num_superpixels
+    )
+    model.to(arguments.device)
     label = getattr(arguments, "label", None)
     names = list((model.config.id2label or {}).values())
     if label is not None and label not in names:
         raise ValueError(f"expected a --label of the model, {joined(names)}, got {label!r}")
     failures = Failures()
-    for path, found in _segmentations(model, image_processor, arguments.images, failures):
+    for path, found in answers(arguments.images, failures, partial(segmented, model, image_processor)):
         write(path, found)
     return model, failures
-
-
-def _segmentations(
-    model: FocusViTForSemanticSegmentation,
-    image_processor: FocusViTImageProcessor,
-    paths: Sequence[Path],
-    failures: Failures,
-) -> Iterator[tuple[Path, Segmentation]]:
-    for path, image in opened(paths, failures):
-        try:
-            with told_of(str(path)):
-                found = segmented(model, image_processor, image)
-        except ValueError as error:
-            failures.add(path, error)
-        else:
-            yield path, found
-
-
-def _load(arguments: argparse.Namespace) -> tuple[FocusViTForSemanticSegmentation, FocusViTImageProcessor]:
-    name = arguments.model
-    if name is None:
-        if not (DEFAULT_SEGMENTER / "config.json").is_file():
-            raise ValueError(
-                f"expected --model FOLDER_OR_NAME: this installation has no {DEFAULT_SEGMENTER.name} of its own"
-            )
-        name = str(DEFAULT_SEGMENTER)
-    model, image_processor = load_checked(name, FocusViTForSemanticSegmentation)
-    if arguments.num_superpixels is not None:
-        model.config.require_num_superpixels(arguments.num_superpixels)
-        model.config.num_superpixels = image_processor.num_superpixels = arguments.num_superpixels
-    model.to(arguments.device)
-    return model, image_processor
 
 
 def _check_out(out: Path, paths: Sequence[Path], endings: Sequence[str]) -> None:

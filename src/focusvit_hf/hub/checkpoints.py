@@ -36,13 +36,28 @@ def load_checkpoint(
             exactly those of the model, when its processor disagrees with its configuration, and when its images cannot
             be pooled to `num_superpixels`. The message names the file.
     """
+    return load_with_superpixels(name, DEFAULT_CHECKPOINT, FocusViTForImageClassification, num_superpixels)
+
+
+def load_with_superpixels(
+    name: str | None, default: Path, kind: type[Model], num_superpixels: int | None
+) -> tuple[Model, FocusViTImageProcessor]:
+    """
+    What [`load_checkpoint`] does, for a model of any class.
+
+    Args:
+        name (`str`, *optional*), num_superpixels (`int`, *optional*): As of [`load_checkpoint`].
+        default (`Path`): The folder that is loaded without a name.
+        kind (`type`): The class of the model, such as [`FocusViTForSemanticSegmentation`].
+
+    Raises:
+        ValueError: as [`load_checkpoint`].
+    """
     if name is None:
-        if not (DEFAULT_CHECKPOINT / "config.json").is_file():
-            raise ValueError(
-                f"expected --model FOLDER_OR_NAME: this installation has no {DEFAULT_CHECKPOINT.name} of its own"
-            )
-        name = str(DEFAULT_CHECKPOINT)
-    model, image_processor = load_checked(name, FocusViTForImageClassification)
+        if not (default / "config.json").is_file():
+            raise ValueError(f"expected --model FOLDER_OR_NAME: this installation has no {default.name} of its own")
+        name = str(default)
+    model, image_processor = load_checked(name, kind)
     if num_superpixels is not None:
         model.config.require_num_superpixels(num_superpixels)
         model.config.num_superpixels = image_processor.num_superpixels = num_superpixels

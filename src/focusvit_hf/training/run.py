@@ -113,13 +113,7 @@ def train_with_trainer(args: TrainingArguments, setup: Setup, checkpoint: str | 
     if args.do_train:
         require_a_batch(setup.train_rows, args.train_batch_size * args.world_size, args)
     trainer = FocusViTTrainer(
-        model=setup.model,
-        args=args,
-        data_collator=setup.train_collator,
-        eval_collator=setup.eval_collator,
-        train_dataset=setup.train_rows,
-        eval_dataset=setup.eval_rows,
-        processing_class=setup.processor,
+        **trainer_options(args, setup),
         compute_metrics=accuracy,
         preprocess_logits_for_metrics=ranked,
         callbacks=[
@@ -127,11 +121,24 @@ def train_with_trainer(args: TrainingArguments, setup: Setup, checkpoint: str | 
             *([setup.elastic] if setup.elastic else []),
             *([FrozenBackbone(args.frozen_epochs)] if args.frozen_epochs else []),
         ],
-        ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
         distillation=setup.distillation,
         predictor_learning_rate=args.predictor_learning_rate,
     )
     return carried_out(trainer, args, checkpoint)
+
+
+def trainer_options(args: TrainingArguments, setup: Setup) -> dict[str, Any]:
+    """The options of a [`FocusViTTrainer`] that are the same for every task."""
+    return {
+        "model": setup.model,
+        "args": args,
+        "data_collator": setup.train_collator,
+        "eval_collator": setup.eval_collator,
+        "train_dataset": setup.train_rows,
+        "eval_dataset": setup.eval_rows,
+        "processing_class": setup.processor,
+        "ema": ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
+    }
 
 
 def carried_out(trainer: FocusViTTrainer, args: TrainingArguments, checkpoint: str | None) -> Outcome:

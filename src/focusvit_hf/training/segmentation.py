@@ -16,12 +16,11 @@ from ..images import decode_image
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..segmentation_maps import IGNORED, decode_mask, reduced_labels, segmentation_maps_of
 from .arguments import ModelArguments, TrainingArguments, public_arguments
-from .averaging import ExponentialMovingAverage
 from .card import card_of, origin_of
 from .data import as_rows, require_a_batch
 from .data_collator import EpochCallback, SeededCollator
 from .model import load_model, refuse_other_configuration
-from .run import Outcome, Task, carried_out
+from .run import Outcome, Task, carried_out, trainer_options
 from .segmentation_collator import SegmentationDataCollator
 from .segmentation_data import SegmentationDataArguments, class_weights, load_masks
 from .segmentation_metrics import SegmentationMetrics
@@ -154,17 +153,10 @@ def train_segmentation(args: TrainingArguments, setup: Setup, checkpoint: str | 
         require_a_batch(setup.train_rows, args.train_batch_size * args.world_size, args)
     args.batch_eval_metrics = True
     trainer = SegmentationTrainer(
-        model=setup.model,
-        args=args,
-        data_collator=setup.train_collator,
-        eval_collator=setup.eval_collator,
-        train_dataset=setup.train_rows,
-        eval_dataset=setup.eval_rows,
-        processing_class=setup.processor,
+        **trainer_options(args, setup),
         compute_metrics=SegmentationMetrics(list(setup.model.config.id2label.values()), IGNORED),
         preprocess_logits_for_metrics=best_maps,
         callbacks=[EpochCallback(setup.train_collator)],
-        ema=ExponentialMovingAverage(args.ema_decay) if args.ema_decay else None,
         class_weights=setup.class_weights,
         overlap_weight=setup.overlap_weight,
     )
