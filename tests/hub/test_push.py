@@ -11,12 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, FocusViTModel
+from focusvit_hf import (
+    FocusViTBackbone,
+    FocusViTForImageClassification,
+    FocusViTForSemanticSegmentation,
+    FocusViTImageProcessor,
+    FocusViTModel,
+)
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.hub.folder import code_files, save_for_hub
 from focusvit_hf.hub.push import push_to_hub
 from hub_stand_in import TOKEN, taken_for_the_hub
 from pickles import PICKLE_NAMES, Planted
+from saved import save_with_processor
 
 
 FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_log.json"}
@@ -34,6 +41,20 @@ def saved(tiny_model, tmp_path):
     model = tiny_model()
     image_processor = FocusViTImageProcessor.from_model_config(model.config)
     return save_for_hub(model, image_processor, tmp_path / "saved", training_log={"figures": {"eval_accuracy": 0.5}})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FocusViTModel, FocusViTForImageClassification, FocusViTForSemanticSegmentation, FocusViTBackbone],
+    ids=lambda kind: kind.__name__,
+)
+def test_models_of_every_class_are_pushed(tiny_config, tmp_path, kind):
+    model = kind(tiny_config())
+    plain = save_with_processor(model, tmp_path / "plain")
+    whole = save_for_hub(model, FocusViTImageProcessor.from_pretrained(plain), tmp_path / "whole")
+    for folder in (plain, whole):
+        files = push_to_hub(folder, "me/mine", dry_run=True).files
+        assert files.keys() == EVERY_FILE - {"training_log.json"}
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
+from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor, FocusViTPreTrainedModel
 
 
-def save_with_processor(model: FocusViTForImageClassification, folder: Path) -> Path:
+def save_with_processor(model: FocusViTPreTrainedModel, folder: Path) -> Path:
     """Saves a model and the image processor that matches it; gives the folder back."""
     model.save_pretrained(folder)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(folder)

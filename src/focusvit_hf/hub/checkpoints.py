@@ -1,7 +1,8 @@
 """Loading a FocusViT with its processor, checked against each other and against what a safe checkpoint is."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
@@ -10,6 +11,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTPreTrainedModel
 from ..utils.messages import told_of
+from .folder import AUTO_CLASSES
 from .loading import load_model, read_config, read_settings
 
 
@@ -64,28 +66,35 @@ def load_with_superpixels(
     return model, image_processor
 
 
-def load_checked(name: str, kind: type[Model]) -> tuple[Model, FocusViTImageProcessor]:
+def load_checked(name: str, kind: type[FocusViTPreTrainedModel] | None = None) -> tuple[Any, FocusViTImageProcessor]:
     """
-    Loads a model of a given class and its processor, see [`load_checkpoint`].
+    Loads a model of any class of this package and its processor, see [`load_checkpoint`].
 
     Args:
         name (`str`): A folder, or a name on the Hub.
-        kind (`type`): [`FocusViTForImageClassification`] or [`FocusViTModel`].
+        kind (`type`, *optional*): The class of the model, by default the one that the checkpoint was saved from.
 
     Raises:
         ValueError: as [`load_checkpoint`].
     """
     with told_of(f"expected a FocusViT checkpoint in safetensors, a folder or a name on the Hub, got {name}"):
-        read_config(name, [FocusViTConfig.model_type], FocusViTConfig)
+        stored = read_config(name, [FocusViTConfig.model_type], FocusViTConfig)
         with told_of(CONFIG_NAME):
             config = FocusViTConfig.from_pretrained(name)
-        model, _ = load_model(kind, name, config)
+        model, _ = load_model(kind or _saved_class(stored), name, config)
         read_settings(name, IMAGE_PROCESSOR_NAME, FocusViTImageProcessor)
         with told_of(IMAGE_PROCESSOR_NAME):
             image_processor = FocusViTImageProcessor.from_pretrained(name)
             image_processor.validate_against_config(model.config)
             _try_out(image_processor, model.config)
     return model, image_processor
+
+
+def _saved_class(stored: Mapping[str, Any]) -> type:
+    """The class that a config.json names; a classifier where it names none of this package's models."""
+    named = stored.get("architectures")
+    models = (kind for kind in AUTO_CLASSES.values() if issubclass(kind, FocusViTPreTrainedModel))
+    return next((kind for kind in models if [kind.__name__] == named), FocusViTForImageClassification)
 
 
 def _try_out(image_processor: FocusViTImageProcessor, config: FocusViTConfig) -> None:
@@ -96,7 +105,7 @@ def _try_out(image_processor: FocusViTImageProcessor, config: FocusViTConfig) ->
     options = image_processor.to_dict()
     sizes = [options.get(name) or {} for name in ("size", "crop_size")]
     for length in (length for size in sizes for length in dict(size).values() if length is not None):
-        if not isinstance(length, int) or not 0 < length <= _LONGEST_SIDE:
+        if not 0 < length <= _LONGEST_SIDE:
             raise ValueError(f"expected sizes in 1..{_LONGEST_SIDE} pixels, got {length!r}")
     mode = {1: "L", 3: "RGB"}.get(config.num_channels)
     if mode is not None:

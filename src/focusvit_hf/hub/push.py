@@ -9,12 +9,10 @@ from typing import NamedTuple
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import CONFIG_NAME
 
-from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel
 from ..utils.files import read_json
 from ..utils.messages import told_of
-from .checkpoints import load_checked, load_checkpoint
+from .checkpoints import load_checked
 from .contents import code_of, files_of_checkpoint, left_out_of
 from .folder import CARD_FILE, TRAINING_LOG_FILE, save_for_hub
 from .loading import find_file
@@ -119,7 +117,7 @@ def _folder_for_hub(source: str | Path, repo_id: str) -> Iterator[Path]:
         _check_folder(folder)
         yield folder
         return
-    model, image_processor = load_checkpoint(str(source))
+    model, image_processor = load_checked(str(source))
     log, card = (find_file(source, name) for name in (TRAINING_LOG_FILE, CARD_FILE))
     with tempfile.TemporaryDirectory() as parent:
         yield save_for_hub(
@@ -141,9 +139,7 @@ def _check_folder(folder: Path) -> None:
     """ValueError unless a folder with code holds a card, and a model and a processor that load."""
     if find_file(folder, CARD_FILE) is None:
         raise ValueError(f"expected a folder by save_for_hub, got {folder} without {CARD_FILE}")
-    architectures = read_json(folder / CONFIG_NAME).get("architectures")
-    is_backbone = architectures == [FocusViTModel.__name__]
-    load_checked(str(folder), FocusViTModel if is_backbone else FocusViTForImageClassification)
+    load_checked(str(folder))
 
 
 def _refuse_secrets(files: Mapping[str, Path | bytes], token: str | None) -> None:
