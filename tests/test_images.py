@@ -12,7 +12,7 @@ from skimage.data import chelsea
 from transformers.image_utils import SizeDict
 
 from focusvit_hf import FocusViTImageProcessor, images
-from focusvit_hf.cli.images import open_image
+from focusvit_hf.cli.images import read_image
 from focusvit_hf.images import (
     channels_first,
     check_area,
@@ -352,7 +352,7 @@ def doors(path):
         example = {"image": DOORS[f"datasets, {name}"](path), "label": 0}
         found[f"collator, {name}"] = FocusViTDataCollator(processor)([example])["pixel_values"][0].numpy()
     found["collator, PIL"] = FocusViTDataCollator(processor)([{"image": Image.open(path)}])["pixel_values"][0].numpy()
-    found["command"] = channels_first(open_image(path))
+    found["command"] = channels_first(read_image(path))
     return found
 
 

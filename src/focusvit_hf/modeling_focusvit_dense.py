@@ -112,9 +112,10 @@ class FocusViTForSemanticSegmentation(FocusViTDenseModel):
         # Looking at values would break a compiled graph and make a GPU wait.
         if torch.compiler.is_compiling() or labels.device.type != "cpu":
             return
-        counted = labels[labels != self.config.semantic_loss_ignore_index]
-        wrong = counted[(counted < 0) | (counted >= self.num_labels)].unique().tolist()
-        if wrong:
+        outside = (labels < 0) | (labels >= self.num_labels)
+        outside &= labels != self.config.semantic_loss_ignore_index
+        if outside.any():
+            wrong = labels[outside].unique().tolist()
             raise ValueError(
                 f"Expected labels in [0, {self.num_labels}) or semantic_loss_ignore_index="
                 f"{self.config.semantic_loss_ignore_index}, got {wrong[:10]}."

@@ -95,10 +95,10 @@ def column_bias(state: TokenState, config: FocusViTConfig, dtype: torch.dtype) -
         raise ValueError(
             f"Expected attn_implementation 'eager' or 'sdpa' with {cause}, which is a mask, got {implementation!r}."
         )
-    # The logarithm of an empty token's area is -inf, and has to stay finite in the types of autocast, too.
+    # Of an empty token the logarithm would be infinite and its gradient not a number: it gets what is finite in the
+    # types of autocast, too.
     lowest = torch.finfo(torch.float16).min
     there = proportions > 0
-    # The logarithm of nothing would be infinite, and its gradient not a number.
     bias = torch.where(there, torch.where(there, proportions, 1.0).log().clamp(min=lowest), lowest)
     return bias.to(dtype)[:, None, None, :]
 

@@ -19,7 +19,7 @@ from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.cli import demo as cli_demo
 from focusvit_hf.cli import images as cli_images
 from focusvit_hf.cli.__main__ import main
-from focusvit_hf.cli.images import open_image
+from focusvit_hf.cli.images import read_image
 from focusvit_hf.hub import checkpoints
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from saved import save_with_processor
@@ -75,7 +75,7 @@ def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, im
     assert [item["image"] for item in result["images"]] == [str(path) for path in images]
     printed = capsys.readouterr().out
     for path, item in zip(images, result["images"], strict=True):
-        expected = classifier(open_image(path), top_k=3)
+        expected = classifier(read_image(path), top_k=3)
         assert item["labels"] == [answer["label"] for answer in expected]
         assert item["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
         assert str(path) in printed and f"{item['scores'][0]:.1%}" in printed
@@ -89,7 +89,7 @@ def test_another_number_of_superpixels_is_classified_and_drawn(saved, images, tm
     assert run("classify", images[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
     model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
     processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
-    [expected] = pipeline("image-classification", model=model, image_processor=processor)([open_image(images[0])])
+    [expected] = pipeline("image-classification", model=model, image_processor=processor)([read_image(images[0])])
     results = [json.loads(path.read_text()) for path in (own, other)]
     assert [result["num_tokens"] for result in results] == [load_checkpoint(str(saved))[0].config.num_tokens, 4]
     scores = [result["images"][0]["scores"] for result in results]
@@ -102,14 +102,14 @@ def test_another_number_of_superpixels_is_classified_and_drawn(saved, images, tm
 
 
 def test_images_are_opened_upright_and_over_white(images, tmp_path):
-    transparent = np.asarray(open_image(images[1]))
+    transparent = np.asarray(read_image(images[1]))
     assert transparent[0, 0].tolist() == [255, 255, 255] and transparent[20, 20].tolist() == [10, 10, 250]
-    deep = np.asarray(open_image(images[2]))
+    deep = np.asarray(read_image(images[2]))
     assert deep.shape == (64, 64, 3) and deep.max() == 255 and 100 < deep.mean() < 150
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=turned)
-    assert open_image(tmp_path / "turned.jpg").size == (20, 30)
+    assert read_image(tmp_path / "turned.jpg").size == (20, 30)
 
 
 def test_classify_takes_more_classes_than_there_are(saved, images, capsys):
@@ -201,9 +201,9 @@ def test_what_was_classified_before_an_interruption_is_kept(saved, images, tmp_p
     def stops_at_the_second(path, index=0):
         if index:
             raise KeyboardInterrupt
-        return open_image(path)
+        return read_image(path)
 
-    monkeypatch.setattr(cli_images, "open_image", stops_at_the_second)
+    monkeypatch.setattr(cli_images, "read_image", stops_at_the_second)
     assert run("classify", *images, "--model", saved, "--out", tmp_path / "o.json") == 130
     assert capsys.readouterr().err == "focusvit: stopped\n"
     assert [item["image"] for item in json.loads((tmp_path / "o.json").read_text())["images"]] == [str(images[0])]

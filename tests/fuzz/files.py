@@ -29,7 +29,7 @@ from PIL import Image
 from skimage.data import chelsea
 
 from focusvit_hf.cli.__main__ import main as focusvit
-from focusvit_hf.cli.images import open_image
+from focusvit_hf.cli.images import read_image
 from focusvit_hf.utils.messages import one_line
 
 
@@ -199,7 +199,7 @@ class Bench:
 
         def work() -> int:
             try:
-                open_image(path)
+                read_image(path)
             except ValueError as error:
                 print(f"focusvit: error: {one_line(error)}", file=sys.stderr)
                 return 2

@@ -18,7 +18,7 @@ from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json
 from ..utils.messages import printable
 from .arguments import add_images, checkpoint_arguments, new_command
-from .images import open_image, print_classes, write_png
+from .images import print_classes, read_image, write_png
 
 
 # LICENSE.txt beside it names who took it. Of the checkpoint's ten classes `church` is the nearest to a temple: no
@@ -73,7 +73,7 @@ def demo(arguments: argparse.Namespace) -> None:
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     name = Path(arguments.model or DEFAULT_CHECKPOINT).name
-    images = [open_image(path, index) for index, path in enumerate([SAMPLE, *arguments.images])]
+    images = [read_image(path, index) for index, path in enumerate([SAMPLE, *arguments.images])]
     titles = [SAMPLE_TITLE, *(path.name for path in arguments.images)]
     print("classifying, drawing and measuring where the time goes ...", file=sys.stderr)
     explanations = [explain(model, image_processor, image) for image in images]

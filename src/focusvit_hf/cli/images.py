@@ -58,7 +58,7 @@ def add_image_commands(commands: argparse._SubParsersAction) -> None:
     )
 
 
-def open_image(path: Path, index: int = 0) -> Image.Image:
+def read_image(path: Path, index: int = 0) -> Image.Image:
     """
     Reads an image file as RGB, upright, transparency laid over white, 16 bits scaled to 8.
 
@@ -90,7 +90,7 @@ def opened(paths: Sequence[Path], failures: Failures) -> Iterator[tuple[Path, Im
     """The images of these files, one after the other; a file that cannot be read is kept in `failures`."""
     for index, path in enumerate(paths):
         try:
-            image = open_image(path, index)
+            image = read_image(path, index)
         except ValueError as error:
             failures.add(path, error)
         else:
@@ -225,7 +225,8 @@ def _check_drawings(out: Path, paths: Sequence[Path], names: dict[Path, str]) ->
     check_folder(out)
 
 
-def write_png(path: Path, image: Image.Image) -> None:
+def write_png(path: Path, image: Image.Image, **options: Any) -> None:
+    """Writes a PNG file, with options of PIL's encoder."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", **options)
     write_whole(path, buffer.getvalue())

@@ -1,13 +1,10 @@
 """`focusvit segment` and `focusvit cutout`: the classes of an image's pixels, and one class cut out of it."""
 
 import argparse
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from ..errors import joined
 from ..explanation.segmentation import Segmentation
@@ -15,15 +12,17 @@ from ..explanation.segmentation import segment as segmented
 from ..hub.checkpoints import load_with_superpixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..utils.environment import environment
-from ..utils.files import check_folder, write_json, write_whole
+from ..utils.files import check_folder, write_json
 from ..utils.messages import printable
 from .arguments import add_images, checkpoint_arguments, new_command
-from .images import SOME_FAILED, Failures, answers
+from .images import SOME_FAILED, Failures, answers, write_png
 
 
 # Where the source tree keeps the checkpoint for figures; a wheel does not bring it.
 DEFAULT_SEGMENTER = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-ecssd"
 JSON_FILE = "segmentation.json"
+# Most of the time for a photograph of 12 megapixels would go into a file that is a little smaller.
+QUICK_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 def add_segmentation_commands(commands: argparse._SubParsersAction) -> None:
@@ -66,8 +65,8 @@ def segment(arguments: argparse.Namespace) -> int:
     def write(path: Path, found: Segmentation) -> None:
         drawn = found.label_map()
         shares = found.shares(drawn)
-        _write_png(arguments.out / f"{path.stem}_labels.png", drawn)
-        _write_png(arguments.out / f"{path.stem}_overlay.png", found.overlay(drawn))
+        write_png(arguments.out / f"{path.stem}_labels.png", drawn, **QUICK_PNG)
+        write_png(arguments.out / f"{path.stem}_overlay.png", found.overlay(drawn), **QUICK_PNG)
         results.append({"image": str(path), "shares": shares})
         print(printable(str(path)))
         for name, share in shares.items():
@@ -98,7 +97,7 @@ def cutout(arguments: argparse.Namespace) -> int:
 
     def write(path: Path, found: Segmentation) -> None:
         target = arguments.out / f"{path.stem}_cutout.png"
-        _write_png(target, found.cutout(arguments.label, arguments.threshold))
+        write_png(target, found.cutout(arguments.label, arguments.threshold), **QUICK_PNG)
         print(f"wrote {printable(str(target))}")
 
     _, failures = _each(arguments, ("_cutout",), write)
@@ -135,10 +134,3 @@ def _check_out(out: Path, paths: Sequence[Path], endings: Sequence[str]) -> None
     if out.is_file():
         raise ValueError(f"expected a folder for --out, got the file {out}")
     check_folder(out)
-
-
-def _write_png(path: Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    # Most of the time for a photograph of 12 megapixels would go into a file that is a little smaller.
-    image.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    write_whole(path, buffer.getvalue())

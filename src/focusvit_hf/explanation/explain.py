@@ -12,6 +12,7 @@ from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
 from ..lay_back import Box, cells_to_pixels
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..utils.tensors import first_not_finite
 from .overlays import covered_box
 from .relevance import cell_relevance, evaluating, scores
 
@@ -240,7 +241,7 @@ def _labels(model: FocusViTForImageClassification) -> list[str]:
 
 def _not_finite(model: torch.nn.Module) -> str:
     """Which of the weights is to blame for logits that are not finite."""
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            return f"NaN or infinity, as in its weights {name}"
+    name = first_not_finite(model.state_dict())
+    if name is not None:
+        return f"NaN or infinity, as in its weights {name}"
     return f"NaN or infinity from finite weights in {next(model.parameters()).dtype}"

@@ -15,6 +15,7 @@ from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, F
 from ..modeling_focusvit_dense import FocusViTBackbone, FocusViTForSemanticSegmentation
 from ..utils.files import new_folder, read_json, write_json, write_whole
 from ..utils.messages import told_of
+from ..utils.tensors import first_not_finite
 from .contents import CARD_FILE, TRAINING_LOG_FILE, code_files
 from .model_card import model_card, relocated
 from .training_record import TrainingRecord
@@ -114,11 +115,13 @@ def _module(kind: type) -> str:
 
 def _weights(model: FocusViTPreTrainedModel, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """The weights in the type they are stored in; ValueError for one that is not finite there."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        weights[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        if not torch.isfinite(weights[name]).all():
-            raise ValueError(f"expected finite weights in {weights[name].dtype}, got NaN or infinity in {name}")
+    weights = {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    name = first_not_finite(weights)
+    if name is not None:
+        raise ValueError(f"expected finite weights in {weights[name].dtype}, got NaN or infinity in {name}")
     return weights
 
 

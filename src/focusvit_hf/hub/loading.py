@@ -23,6 +23,7 @@ from ..errors import joined
 from ..utils.files import read_json
 from ..utils.messages import told_of
 from ..utils.names import hub_name
+from ..utils.tensors import first_not_finite
 
 
 # Endings of formats that can run code when they are loaded.
@@ -299,6 +300,6 @@ def _check_report(model: str, report: Mapping[str, Any], unexpected: Iterable[st
 
 def require_finite_weights(model: torch.nn.Module) -> None:
     """Raises ValueError naming the first of a model's tensors that holds NaN or infinity."""
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"expected finite weights, got NaN or infinity in {key}")
+    key = first_not_finite(model.state_dict())
+    if key is not None:
+        raise ValueError(f"expected finite weights, got NaN or infinity in {key}")

@@ -43,28 +43,49 @@ def load_pictures(
     Raises:
         ValueError: If there are no images, a column is missing, or a label is outside the classes.
     """
-    sources = [data_args.dataset_name, data_args.data_dir, data_args.train_dir or data_args.validation_dir]
     if data_args.skip_broken_images and data_args.streaming:
         raise ValueError("expected no --skip_broken_images with --streaming, got both")
-    if sum(source is not None for source in sources) != 1:
-        raise ValueError("expected one of --dataset_name, --data_dir, --train_dir with --validation_dir")
+    source = source_of(data_args)
     try:
         splits = load_splits(data_args, model_args)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        source = next(source for source in sources if source is not None)
         raise ValueError(f"expected images and labels that `datasets` can load in {source}, got: {error}") from error
-    splits = {("validation" if name in ("val", "valid", "dev") else name): split for name, split in splits.items()}
-    pictures = {name: checked(split, name, data_args) for name, split in splits.items()}
+    pictures = {name: checked(split, name, data_args) for name, split in named_splits(splits).items()}
     pictures = encoded(pictures, data_args.label_column_name)
     if training:
         require_trained_classes(pictures, data_args.label_column_name)
-    share = data_args.train_val_split
-    if "validation" not in pictures and share and "train" in pictures:
+    return divided(pictures, data_args, seed)
+
+
+def source_of(data_args: DataTrainingArguments) -> str:
+    """The data set or folder that the data are in; ValueError unless exactly one is given."""
+    sources = [data_args.dataset_name, data_args.data_dir, data_args.train_dir or data_args.validation_dir]
+    given = [source for source in sources if source is not None]
+    if len(given) != 1:
+        raise ValueError("expected one of --dataset_name, --data_dir, --train_dir with --validation_dir")
+    return given[0]
+
+
+def named_splits(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits, that for validation under this name whatever the data set calls it."""
+    return {("validation" if name in ("val", "valid", "dev") else name): split for name, split in splits.items()}
+
+
+def divided(splits: Mapping[str, Any], data_args: DataTrainingArguments, seed: int) -> dict[str, Any]:
+    """
+    The splits, each limited to the number of images asked for, after `--train_val_split` of those to train on became a
+    validation split where there is none.
+
+    Raises:
+        ValueError: where a stream would have to be split.
+    """
+    splits, share = dict(splits), data_args.train_val_split
+    if "validation" not in splits and share and "train" in splits:
         if data_args.streaming:
             raise ValueError("expected a validation split or --train_val_split 0 with --streaming")
-        parts = pictures["train"].train_test_split(share, seed=seed)
-        pictures["train"], pictures["validation"] = parts["train"], parts["test"]
-    return {name: limited(split, name, data_args, seed) for name, split in pictures.items()}
+        parts = splits["train"].train_test_split(share, seed=seed)
+        splits["train"], splits["validation"] = parts["train"], parts["test"]
+    return {name: limited(split, name, data_args, seed) for name, split in splits.items()}
 
 
 def load_splits(data_args: DataTrainingArguments, model_args: ModelArguments) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from ..segmentation_maps import IGNORED, decode_mask, reduced_labels
 from .arguments import DataTrainingArguments, ModelArguments
-from .data import checked, limited, load_splits
+from .data import checked, divided, load_splits, named_splits, source_of
 from .segmentation_collator import require_classes
 
 
@@ -83,27 +83,24 @@ def load_masks(
         ValueError: If there are none, if a column or a name is missing, if a mask does not fit, or if a class has no
             pixel to train on.
     """
-    sources = [data_args.dataset_name, data_args.data_dir, data_args.train_dir or data_args.validation_dir]
-    if sum(source is not None for source in sources) != 1:
-        raise ValueError("expected one of --dataset_name, --data_dir, --train_dir with --validation_dir")
+    source = source_of(data_args)
     if data_args.decode_once or data_args.skip_broken_images:
         raise ValueError("expected neither --decode_once nor --skip_broken_images with masks, got one of them")
-    if sources[2] is not None:
+    if data_args.train_dir is not None or data_args.validation_dir is not None:
         folders = {"train": data_args.train_dir, "validation": data_args.validation_dir}
         loaded: Mapping[str, Any] = {name: from_folder(folder) for name, folder in folders.items() if folder}
     else:
         try:
             loaded = load_splits(data_args, model_args)
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            source = data_args.dataset_name or data_args.data_dir
             raise ValueError(
                 f"expected images and masks that `datasets` can load in {source}, got: {error}"
             ) from error
     mask = data_args.label_column_name
-    splits = {}
-    for name, split in loaded.items():
-        name = "validation" if name in ("val", "valid", "dev") else name
-        splits[name] = checked(split, name, data_args).cast_column(mask, Image(decode=False))
+    splits = {
+        name: checked(split, name, data_args).cast_column(mask, Image(decode=False))
+        for name, split in named_splits(loaded).items()
+    }
     names = class_names(data_args)
     shares = None
     if training and "train" in splits and not data_args.streaming:
@@ -115,12 +112,7 @@ def load_masks(
         shares = (counts / counts.sum()).tolist()
     if names is None:
         raise ValueError(f"expected --labels_file or a {LABELS_FILE} with the names of the classes, got none")
-    if "validation" not in splits and data_args.train_val_split and "train" in splits:
-        if data_args.streaming:
-            raise ValueError("expected a validation split or --train_val_split 0 with --streaming")
-        parts = splits["train"].train_test_split(data_args.train_val_split, seed=seed)
-        splits["train"], splits["validation"] = parts["train"], parts["test"]
-    return Masks({name: limited(split, name, data_args, seed) for name, split in splits.items()}, names, shares)
+    return Masks(divided(splits, data_args, seed), names, shares)
 
 
 def from_folder(folder: str) -> datasets.Dataset:
