@@ -149,14 +149,19 @@ def shapes_of_weights(name: str | Path, **place: Any) -> dict[str, tuple[int, ..
     Raises:
         ValueError: when there are no safetensors, when one is damaged, and when an index leads to other files.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weights_files(name, **place):
         if path.name == SAFE_WEIGHTS_INDEX_NAME:
             continue
-        with told_of(path.name), safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
-                shapes[key] = tuple(file.get_slice(key).get_shape())
+        with told_of(path.name):
+            shapes |= shapes_of_file(path)
     return shapes
+
+
+def shapes_of_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of one safetensors file, from its header; SafetensorError where it is damaged."""
+    with safe_open(path, framework="pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - it is no mapping
 
 
 def weights_files(name: str | Path, **place: Any) -> list[Path]:

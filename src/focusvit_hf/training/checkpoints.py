@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..hub.loading import shapes_of_file
 from ..utils.files import read_json, replace_files
 
 
@@ -143,9 +144,9 @@ def check_weights(folder: Path, model: nn.Module, optional: bool = False) -> Non
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         for path in (*folder.glob("model*.safetensors"), *folder.rglob("adapter*.safetensors")):
-            with safe_open(path, "pt") as file:
-                if path.name.startswith("model"):
-                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            found = shapes_of_file(path)
+            if path.name.startswith("model"):
+                shapes |= found
     except (OSError, SafetensorError) as error:
         raise ValueError(f"expected the weights of this model in {folder}, got: {error}") from error
     if optional and not shapes:
