@@ -159,7 +159,7 @@ def shapes_of_weights(name: str | Path, **place: Any) -> dict[str, tuple[int, ..
 
 
 def shapes_of_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of one safetensors file, from its header; SafetensorError where it is damaged."""
+    """Names and shapes of the tensors of a safetensors file, from its header; SafetensorError where it is damaged."""
     with safe_open(path, framework="pt") as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - it is no mapping
 
