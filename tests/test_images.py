@@ -13,18 +13,14 @@ from transformers.image_utils import SizeDict
 
 from focusvit_hf import FocusViTImageProcessor, images
 from focusvit_hf.cli.images import read_image
+from focusvit_hf.image_sizes import channels_first, check_area, fixed_size, resize, resized_size
 from focusvit_hf.images import (
-    channels_first,
-    check_area,
     decode_image,
-    fixed_size,
     flat_images,
     from_array,
     from_pil,
     naming_image,
     over_white,
-    resize,
-    resized_size,
     to_8_bit,
 )
 from focusvit_hf.training.data_collator import FocusViTDataCollator

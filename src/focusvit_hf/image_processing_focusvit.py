@@ -25,16 +25,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .errors import refuse_misspelt
-from .images import (
-    channels_first,
-    check_area,
-    decode_image,
-    fixed_size,
-    flat_images,
-    levels_of_floats,
-    naming_image,
-    resize,
-)
+from .image_sizes import channels_first, check_area, fixed_size, needed_by, resize
+from .images import decode_image, flat_images, levels_of_floats, naming_image
 from .segmentation_maps import SegmentationPostProcessing, labels_of
 from .superpixel_maps import superpixel_map
 from .superpixel_options import (
@@ -100,7 +92,8 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
 
     Images: paths, URLs, bytes, open files and PIL of any mode (made upright; transparency is laid over white; 16-bit
     values are scaled to 8 bits), arrays and tensors, channels first or last or without channels; one, or a list, or a
-    batch. Integers above 255 count as 16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise;
+    batch. A large photograph is best given as a file: of a JPEG four times larger than `size` only a fraction is
+    decoded. Integers above 255 count as 16-bit. Floats are in 0..1 with `do_rescale=False` and in 0..255 otherwise;
     resizing and superpixels round them to 8 bits.
 
     Args:
@@ -299,13 +292,15 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
         *args: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        whole: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
         # PIL images stay what they are: an array would cost a large photograph two copies before it is shrunk.
         prepared: list[Image.Image | np.ndarray] = []
+        needed = None if whole else needed_by(kwargs)
         for index, image in enumerate(flat_images(images)):
             with naming_image(index):
-                prepared.append(decode_image(image, do_convert_rgb, input_data_format))
+                prepared.append(decode_image(image, do_convert_rgb, input_data_format, needed))
         if not prepared:
             raise ValueError(f"Expected at least one image, got {images!r}.")
         return prepared
@@ -315,7 +310,8 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
     ) -> BatchFeature:
         if segmentation_maps is None:
             return super()._preprocess_image_like_inputs(images, *args, **kwargs)
-        prepared = self._prepare_image_like_inputs(images, *args, **kwargs)
+        # Masks have to be of the size of the files.
+        prepared = self._prepare_image_like_inputs(images, *args, whole=True, **kwargs)
         sizes = [one.size[::-1] if isinstance(one, Image.Image) else one.shape[1:] for one in prepared]
         labels: Any = labels_of(segmentation_maps, sizes, **kwargs)
         batch = self._preprocess(prepared, *args, **kwargs)

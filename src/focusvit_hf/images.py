@@ -1,4 +1,4 @@
-"""Images as users hand them in (files, PIL of any mode, arrays, tensors, nested lists) to 8-bit images of one size."""
+"""Images as users hand them in (files, PIL of any mode, arrays, tensors, nested lists) to upright 8-bit images."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from huggingface_hub import get_session
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 from transformers.utils import logging
+
+from .image_sizes import Needed, at_a_fraction, channels_first, check_area
 
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,6 @@ _WHITE_8_BIT, _WHITE_16_BIT = 255, 65535
 _CHANNELS = (1, 3, 4)
 # Orientations of EXIF that are not upright: mirrored, turned or both.
 _TURNED = range(2, 9)
-_TORCH_FILTERS: dict[int, str] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
 def flat_images(images: Any) -> Iterator[Any]:
@@ -47,7 +46,10 @@ def naming_image(index: int, problem: str = "cannot be used") -> Iterator[None]:
 
 
 def decode_image(
-    source: Any, do_convert_rgb: bool | None = True, input_data_format: str | None = None
+    source: Any,
+    do_convert_rgb: bool | None = True,
+    input_data_format: str | None = None,
+    needed: Needed | None = None,
 ) -> Image.Image | np.ndarray:
     """
     One image with 8 bits a channel, upright and, unless told otherwise, in RGB. Every way into the package comes
@@ -66,6 +68,9 @@ def decode_image(
             Whether to convert to three channels; otherwise an image keeps its own.
         input_data_format (`str`, *optional*):
             `"channels_first"` or `"channels_last"` of an array; by default it follows from the shape.
+        needed ([`~image_sizes.Needed`], *optional*):
+            What the image is needed for. A JPEG file of at least four times that size is decoded at a fraction, in a
+            half of the time, and resized at once; by default, and of all other files, every pixel is decoded.
 
     Returns:
         `PIL.Image.Image`; of an array or tensor an `np.ndarray` of shape `(channels, height, width)`: uint8, or
@@ -79,16 +84,19 @@ def decode_image(
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _decode_array(source, do_convert_rgb, input_data_format)
-    return open_image(source, lambda image: from_pil(image, do_convert_rgb))
+    return open_image(source, lambda image: from_pil(image, do_convert_rgb), needed)
 
 
-def open_image(source: Any, convert: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
+def open_image(
+    source: Any, convert: Callable[[Image.Image], Image.Image] | None = None, needed: Needed | None = None
+) -> Image.Image:
     """
     One image as it is stored, decoded and upright: of a palette, its indices; of a mask, its numbers.
 
     Args:
         source: As of [`decode_image`], but for arrays and tensors.
         convert (`Callable`, *optional*): What is made of it; a ValueError of it names the file, too.
+        needed ([`~image_sizes.Needed`], *optional*): As of [`decode_image`]; only with `convert`.
 
     Raises:
         ValueError: as [`decode_image`].
@@ -99,6 +107,10 @@ def open_image(source: Any, convert: Callable[[Image.Image], Image.Image] | None
             image = _loaded(source)
         else:
             with _decoding(), _open_file(file) as opened:
+                if needed is not None and convert is not None:
+                    image = _fraction(opened, needed, convert)
+                    if image is not None:
+                        return image
                 image = _loaded(opened)
         return image if convert is None else convert(image)
     except ValueError as error:
@@ -168,16 +180,6 @@ def _decoding(problem: str = "could not be decoded") -> Iterator[None]:
         raise ValueError(f"{problem}: {str(error) or type(error).__name__}") from error
 
 
-def check_area(width: int, height: int) -> None:
-    """Raises ValueError for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, PIL's guard against decompression bombs."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(
-            f"expected at most PIL.Image.MAX_IMAGE_PIXELS = {limit} pixels, a guard against decompression bombs "
-            f"(raise it for images you trust), got {width} x {height}"
-        )
-
-
 def _loaded(image: Image.Image) -> Image.Image:
     """The image decoded now, instead of when its pixels are first needed, and upright."""
     if 0 in image.size:
@@ -185,6 +187,25 @@ def _loaded(image: Image.Image) -> Image.Image:
     check_area(*image.size)
     with _decoding():
         image.load()
+    return _upright(image)
+
+
+def _fraction(image: Image.Image, needed: Needed, convert: Callable[[Image.Image], Image.Image]) -> Image.Image | None:
+    """The image from a part of its data, converted and upright, see [`at_a_fraction`]; None where all are needed."""
+    if 0 in image.size:
+        return None
+    check_area(*image.size)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        # [`_upright`] tells of it.
+        orientation = None
+    found = at_a_fraction(image, needed, orientation, convert)
+    return None if found is None else _upright(found)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF data turn it."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         return ImageOps.exif_transpose(image) if turned else image
@@ -358,82 +379,6 @@ def levels_of_floats(array: np.ndarray, white: float) -> np.ndarray:
             "do_rescale=False 0..1, and only do_resize=False with do_superpixels=False others"
         )
     return np.rint(array * (_WHITE_8_BIT / white)).clip(0, _WHITE_8_BIT).astype(np.uint8)
-
-
-def channels_first(image: Image.Image) -> np.ndarray:
-    """(channels, height, width) uint8 of an 8-bit PIL image."""
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """(height, width) that `size` asks for, by the rules of ViT's processor."""
-    if size.shortest_edge and size.longest_edge:
-        new_height, new_width = get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
-    elif size.shortest_edge:
-        long = int(size.shortest_edge * max(height, width) / min(height, width))
-        new_height, new_width = (long, size.shortest_edge) if width <= height else (size.shortest_edge, long)
-    elif size.max_height and size.max_width:
-        new_height, new_width = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
-    elif size.height and size.width:
-        new_height, new_width = size.height, size.width
-    else:
-        raise ValueError(
-            "expected size with 'height' and 'width', 'shortest_edge', 'shortest_edge' and 'longest_edge', or "
-            f"'max_height' and 'max_width', got {dict(size)}"
-        )
-    if min(new_height, new_width) < 1:
-        raise ValueError(f"expected a size of at least 1 x 1, got {new_height} x {new_width} from {dict(size)}")
-    check_area(new_width, new_height)
-    return new_height, new_width
-
-
-def fixed_size(processor: Any) -> tuple[int, int] | None:
-    """
-    (height, width) of every image that an image processor gives, or `None` where they depend on the image.
-
-    Args:
-        processor ([`BaseImageProcessor`] or mapping):
-            The processor, of whatever model, or its options; what it does not have is switched off.
-    """
-
-    def option(name: str) -> Any:
-        return processor.get(name) if isinstance(processor, Mapping) else getattr(processor, name, None)
-
-    size = option("size") if option("do_resize") else None
-    if option("do_center_crop"):
-        size = option("crop_size")
-    if isinstance(size, int):
-        return size, size
-    height, width = (size.get("height"), size.get("width")) if size else (None, None)
-    return (height, width) if height and width else None
-
-
-def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
-    """
-    Resizes 8-bit images; returns (channels, height, width) uint8.
-
-    Bilinear and bicubic interpolation is PyTorch's, antialiased like PIL's, from which it differs by one grey level on
-    about one value in a thousand (bicubic on noise by up to two; where one side grows and the other shrinks, one value
-    in eight by a level, bicubic by up to six, since PIL rounds between the two), in a third of PIL's time. Other
-    filters are PIL's.
-    """
-    array = channels_first(image) if isinstance(image, Image.Image) else image
-    channels = array.shape[0]
-    if channels > 4:
-        raise ValueError(f"expected at most 4 channels to resize, got {channels}")
-    height, width = resized_size(array.shape[1], array.shape[2], size)
-    mode = _TORCH_FILTERS.get(resample)
-    # PIL weighs colours by their transparency, and does not mix the numbers of a palette.
-    plain = image.mode in ("L", "RGB") if isinstance(image, Image.Image) else channels in (1, 3)
-    if mode is None or not plain:
-        if isinstance(image, np.ndarray):
-            channels_last = np.ascontiguousarray(np.moveaxis(image, 0, -1))
-            image = Image.fromarray(channels_last[..., 0] if channels == 1 else channels_last)
-        return channels_first(image.resize((width, height), resample=resample))
-    # Unlike `from_numpy` this takes the read-only memory of an image without a warning.
-    pixels = torch.from_dlpack(array)[None]
-    return torch.nn.functional.interpolate(pixels, size=(height, width), mode=mode, antialias=True)[0].numpy()
 
 
 def _check_finite(array: np.ndarray) -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import SizeDict
 
-from .images import flat_images, naming_image, open_image, resized_size
+from .image_sizes import resized_size
+from .images import flat_images, naming_image, open_image
 from .lay_back import Box, cells_to_pixels
 
 

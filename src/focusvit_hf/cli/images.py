@@ -16,6 +16,7 @@ from ..explanation import Prediction, draw_sheet, explain, predict
 from ..explanation.overlays import require_matplotlib
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..image_sizes import Needed, needed_by
 from ..images import decode_image, naming_image
 from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.environment import environment
@@ -58,13 +59,14 @@ def add_image_commands(commands: argparse._SubParsersAction) -> None:
     )
 
 
-def read_image(path: Path, index: int = 0) -> Image.Image:
+def read_image(path: Path, index: int = 0, needed: Needed | None = None) -> Image.Image:
     """
     Reads an image file as RGB, upright, transparency laid over white, 16 bits scaled to 8.
 
     Args:
         path (`Path`): The file.
         index (`int`, *optional*, defaults to 0): Its number, for the error.
+        needed ([`~image_sizes.Needed`], *optional*): What of it is needed; by default all.
 
     Raises:
         ValueError: when it cannot be read, has no pixels or too many to be decoded safely; the file is named.
@@ -72,7 +74,7 @@ def read_image(path: Path, index: int = 0) -> Image.Image:
     with naming_image(index), warnings.catch_warnings():
         # Decoders warn of what they can do without; a file that cannot be used is an error.
         warnings.simplefilter("ignore")
-        return cast(Image.Image, decode_image(path))
+        return cast(Image.Image, decode_image(path, needed=needed))
 
 
 class Failures(dict[Path, str]):
@@ -86,11 +88,13 @@ class Failures(dict[Path, str]):
         return [{"image": str(path), "error": reason} for path, reason in self.items()]
 
 
-def opened(paths: Sequence[Path], failures: Failures) -> Iterator[tuple[Path, Image.Image]]:
+def opened(
+    paths: Sequence[Path], failures: Failures, needed: Needed | None = None
+) -> Iterator[tuple[Path, Image.Image]]:
     """The images of these files, one after the other; a file that cannot be read is kept in `failures`."""
     for index, path in enumerate(paths):
         try:
-            image = read_image(path, index)
+            image = read_image(path, index, needed)
         except ValueError as error:
             failures.add(path, error)
         else:
@@ -159,7 +163,8 @@ def classify(arguments: argparse.Namespace) -> int:
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     failures, results = Failures(), []
-    images = opened(arguments.images, failures)
+    # Of the answer only classes are shown, so nobody misses the pixels that the model does not see.
+    images = opened(arguments.images, failures, needed_by(image_processor))
     try:
         for path, prediction in predictions(model, image_processor, images, arguments.batch_size, failures):
             ranked = prediction.ranked(arguments.top_k)

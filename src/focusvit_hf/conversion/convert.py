@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..configuration_focusvit import FocusViTConfig
 from ..errors import joined
-from ..images import fixed_size
+from ..image_sizes import fixed_size
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..positions import FocusViTLearnedPosition
 from ..utils.messages import told_of

@@ -12,7 +12,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..hub.loading import find_file, read_settings
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import fixed_size
+from ..image_sizes import fixed_size
 from ..utils.messages import told_of
 
 

@@ -10,7 +10,7 @@ from skimage.segmentation import find_boundaries
 from transformers.image_utils import SizeDict
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import resized_size
+from ..image_sizes import resized_size
 from ..lay_back import Box
 
 

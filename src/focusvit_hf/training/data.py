@@ -14,6 +14,7 @@ from datasets import Image, IterableDataset
 from PIL import Image as PILImage
 from transformers.utils import logging
 
+from ..image_sizes import Needed
 from ..images import decode_image
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments
 from .folders import image_patterns, require_files
@@ -219,10 +220,10 @@ def decoded_row(row: Mapping[str, Any], index: int, image: str, label: str) -> d
     return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width], label: row[label]}
 
 
-def decoded(image: Any, index: int) -> PILImage.Image:
+def decoded(image: Any, index: int, needed: Needed | None = None) -> PILImage.Image:
     """An image of row `index` as every part of the package decodes it; ValueError names row and file."""
     try:
-        return cast(PILImage.Image, decode_image(image))
+        return cast(PILImage.Image, decode_image(image, needed=needed))
     except ValueError as error:
         raise ValueError(
             f"expected an image that can be decoded in row {index}, got {error}; --skip_broken_images leaves such "
@@ -237,13 +238,15 @@ class PictureDataset(torch.utils.data.Dataset):
     Args:
         split (`datasets.Dataset`): With a column of images, or the columns [`decode`] makes.
         image_column (`str`): Name of the image's key in the rows.
+        needed ([`~image_sizes.Needed`], *optional*): What is needed of the images; by default all.
     """
 
-    def __init__(self, split: datasets.Dataset, image_column: str):
+    def __init__(self, split: datasets.Dataset, image_column: str, needed: Needed | None = None):
         self.split = split
         if image_column in split.features:
             self.split = split.cast_column(image_column, Image(decode=False))
         self.image_column = image_column
+        self.needed = needed
 
     def __len__(self) -> int:
         return len(self.split)
@@ -259,13 +262,16 @@ class PictureDataset(torch.utils.data.Dataset):
                 for data, shape in zip(columns.pop(PICTURE_BYTES), columns.pop(PICTURE_SHAPE), strict=True)
             ]
         else:
-            images = [decoded(*pair) for pair in zip(columns[self.image_column], indices, strict=True)]
+            rows_of = zip(columns[self.image_column], indices, strict=True)
+            images = [decoded(image, index, self.needed) for image, index in rows_of]
         columns[self.image_column] = images
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [{**row, "index": index} for row, index in zip(rows, indices, strict=True)]
 
 
-def as_rows(split: Any, data_args: DataTrainingArguments, shuffle_seed: int | None = None) -> Any:
+def as_rows(
+    split: Any, data_args: DataTrainingArguments, shuffle_seed: int | None = None, needed: Needed | None = None
+) -> Any:
     """A split as the trainer takes it: [`PictureDataset`], or a stream (shuffled if asked) with numbered rows."""
     if isinstance(split, IterableDataset):
         if shuffle_seed is not None:
@@ -273,7 +279,7 @@ def as_rows(split: Any, data_args: DataTrainingArguments, shuffle_seed: int | No
         return split.map(numbered, with_indices=True)
     if data_args.decode_once:
         split = decode(split, data_args)
-    return PictureDataset(split, data_args.image_column_name)
+    return PictureDataset(split, data_args.image_column_name, needed)
 
 
 def numbered(row: Mapping[str, Any], index: int) -> dict[str, Any]:

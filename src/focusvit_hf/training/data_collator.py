@@ -1,5 +1,6 @@
 """Batches of examples for training: images augmented, then cut into superpixels."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 from transformers import TrainerCallback
+from transformers.image_utils import SizeDict
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import channels_first, decode_image, fixed_size, naming_image
+from ..image_sizes import Needed, channels_first, fixed_size, needed_by
+from ..images import decode_image, naming_image
 from .augmentation import (
     AugmentationConfig,
     as_floats,
@@ -92,6 +95,7 @@ class FocusViTDataCollator:
         self.image_column = image_column
         self.label_column = label_column
         self.generator = generator
+        self.needed = needed_for_training(image_processor, augmentation)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """
@@ -130,7 +134,7 @@ class FocusViTDataCollator:
             )
         with naming_image(index):
             do_convert_rgb = self.augmentation is not None or self.image_processor.do_convert_rgb
-            return decode_image(example[self.image_column], do_convert_rgb)
+            return decode_image(example[self.image_column], do_convert_rgb, needed=self.needed)
 
     def _label(self, index: int, example: Mapping[str, Any]) -> int:
         if self.label_column not in example:
@@ -196,6 +200,24 @@ class FocusViTDataCollator:
             return images, labels
         targets = soft_targets(labels, self.num_labels)
         return random_mix(images, targets, config, self.generator)
+
+
+def needed_for_training(processor: Any, augmentation: AugmentationConfig | None) -> Needed | None:
+    """
+    What is needed of images that are augmented, see [`~image_sizes.needed_by`]: so many pixels that the smallest crop
+    still has those of the processor's size.
+    """
+    if augmentation is None or augmentation.crop != "random_resized":
+        return needed_by(processor)
+    size = fixed_size(processor)
+    if size is None:
+        return None
+    # The aspect makes one side of a crop shorter than its area says.
+    smallest = math.sqrt(augmentation.crop_scale[0] / max(augmentation.crop_ratio[1], 1 / augmentation.crop_ratio[0]))
+    if not smallest > 0:
+        return None
+    height, width = (math.ceil(side / smallest) for side in size)
+    return Needed(SizeDict(height=height, width=width))
 
 
 class SeededCollator:

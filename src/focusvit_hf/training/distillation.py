@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
-from ..images import fixed_size
+from ..image_sizes import fixed_size
 from .teacher_bank import TeacherBank
 
 

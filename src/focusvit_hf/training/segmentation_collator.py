@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..images import channels_first, decode_image, fixed_size, naming_image
+from ..image_sizes import channels_first, fixed_size
+from ..images import decode_image, naming_image
 from ..segmentation_maps import IGNORED, decode_mask, reduced_labels
 from .augmentation import AugmentationConfig, color_jitter, crop_and_resize, random_crop_boxes
 
