@@ -7,6 +7,7 @@ from skimage.color import rgb2lab
 
 import reference
 from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums, cell_sums_of_pixels, levels_of_pixels
+from operations import OperationCounter
 
 
 def colours(steps):
@@ -50,7 +51,7 @@ def test_nan_counts_as_black():
     assert torch.equal(cell_lab(sums, 2, 4.0), cell_lab(torch.zeros(1, 3, 2, 2), 2, 4.0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", [1, 2, 3, 4, 8, 32])
 def test_sums_of_normalised_pixels_are_those_of_the_levels(photographs, cell, dtype):
     levels = photographs[:, :, : 192 // cell * cell, : 192 // cell * cell].float()
@@ -60,6 +61,26 @@ def test_sums_of_normalised_pixels_are_those_of_the_levels(photographs, cell, dt
     pixel_values = ((levels / 255 - columns[0]) / columns[1]).to(dtype)
     assert torch.equal(levels_of_pixels(pixel_values, mean, std), levels)
     assert torch.equal(cell_sums_of_pixels(pixel_values, mean, std, cell), cell_sums(levels, cell))
+
+
+@pytest.mark.parametrize("cell", [1, 2, 3, 4, 7, 16])
+def test_sums_are_the_means_of_windows_times_their_area(cell):
+    levels = torch.randint(0, 256, (5, 3, 6 * cell, 9 * cell), dtype=torch.uint8)
+    expected = torch.nn.functional.avg_pool2d(levels.double(), cell).mul(cell**2).round()
+    assert torch.equal(cell_sums(levels, cell).double(), expected)
+
+
+def test_narrow_pixels_cost_three_operations_more_than_float32():
+    # Each of them a pass over the pixels: a cast, a product and a sum with one value a channel, a rounding.
+    pixel_values = torch.rand(1, 3, 32, 32) * 2 - 1
+
+    def operations(dtype):
+        narrow = pixel_values.to(dtype)
+        with OperationCounter() as counter:
+            cell_sums_of_pixels(narrow, [0.5] * 3, [0.5] * 3, 4)
+        return counter.total
+
+    assert operations(torch.bfloat16) <= operations(torch.float32) + 3
 
 
 def test_sums_of_pixels_beyond_black_and_white_stay_in_range():

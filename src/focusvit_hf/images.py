@@ -108,9 +108,9 @@ def open_image(
         else:
             with _decoding(), _open_file(file) as opened:
                 if needed is not None and convert is not None:
-                    image = _fraction(opened, needed, convert)
-                    if image is not None:
-                        return image
+                    fraction = _fraction(opened, needed, convert)
+                    if fraction is not None:
+                        return fraction
                 image = _loaded(opened)
         return image if convert is None else convert(image)
     except ValueError as error:

@@ -49,5 +49,5 @@ def superpixel_map(
     if mean is not None and std is not None:
         sums = cell_sums_of_pixels(images, mean[:channels], std[:channels], cell)
     else:
-        sums = cell_sums(images.float(), cell)
+        sums = cell_sums(images, cell)
     return slic_of_cells(sums.expand(-1, 3, -1, -1), number, compactness, iterations, cell)

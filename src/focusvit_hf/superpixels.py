@@ -242,7 +242,7 @@ def slic(
             out (see [`superpixel_layout`]).
     """
     _check_slic_input(images, compactness, num_iterations, cell_size)
-    levels = images.float() if images.dtype == torch.uint8 else images.float().mul(255).round_().clamp_(0, 255)
+    levels = images if images.dtype == torch.uint8 else images.float().mul(255).round_().clamp_(0, 255)
     return slic_of_cells(cell_sums(levels, cell_size), num_superpixels, compactness, num_iterations, cell_size)
 
 
