@@ -255,6 +255,9 @@ def test_config_goes_through_json():
     assert again == config and again.crop_scale == (0.2, 0.9) and again.crop_padding == 4
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     assert AugmentationConfig.from_dict(AugmentationConfig().to_dict()) == AugmentationConfig()
+    # Whole numbers, as JSON may have them, give the same boxes as fractions do.
+    whole = AugmentationConfig.from_dict({"crop_scale": [1, 1], "crop_ratio": [1, 2]})
+    assert random_crop_boxes(3, (8, 8), whole.crop_scale, whole.crop_ratio)[:, 2:].shape == (3, 2)
     with pytest.raises(ValueError, match=r"Expected augmentation options from \['crop', .* got \['crop_scales'\]"):
         AugmentationConfig.from_dict({"crop_scales": [0.1, 1.0]})
 

@@ -4,7 +4,7 @@ import argparse
 
 from ..export.folder import EXPORT_FILES, QUANTIZATIONS, export_model
 from ..export.graph import GRAPH_INPUTS
-from ..hub.checkpoints import load_checkpoint
+from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_with_superpixels
 from ..utils.files import read_json
 from .arguments import add_new_folder, add_num_superpixels, count, new_command
 
@@ -45,7 +45,9 @@ def _batch(text: str) -> int | None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes a folder that holds a checkpoint as one graph, its labels, and how images are prepared."""
-    model, image_processor = load_checkpoint(arguments.checkpoint, arguments.num_superpixels)
+    model, image_processor = load_with_superpixels(
+        arguments.checkpoint, DEFAULT_CHECKPOINT, None, arguments.num_superpixels
+    )
     # Half precision is a way to store weights; a graph computes in float32.
     model.float()
     try:

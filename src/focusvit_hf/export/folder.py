@@ -1,4 +1,4 @@
-"""Writes a classifier as a folder with one graph, after the graph has been seen to answer as the model does."""
+"""Writes a classifier or segmenter as a folder with one graph, after the graph has been seen to answer as the model does."""
 
 import logging
 import warnings
@@ -13,9 +13,8 @@ import torch
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.files import new_folder, write_json
-from .graph import GRAPH_INPUTS, TRIED_BATCH, ImageGraph, example_inputs, traced_program
+from .graph import GRAPH_INPUTS, TRIED_BATCH, ExportedModel, ImageGraph, example_inputs, traced_program
 from .onnx import run_onnx, write_onnx
 
 
@@ -24,10 +23,12 @@ _PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch-export": ()}
 QUANTIZATIONS = ("int8",)
 # Of logits, relative to the largest where that is above 1.
 _TOLERANCE = 1e-4
+# Of a label map: where two classes are as likely, a rounding decides.
+_SAME_PIXELS = 0.995
 
 
 def export_model(
-    model: FocusViTForImageClassification,
+    model: ExportedModel,
     image_processor: FocusViTImageProcessor,
     folder: str | Path,
     *,
@@ -37,12 +38,13 @@ def export_model(
     batch_size: int | None = None,
 ) -> Path:
     """
-    Writes a classifier as one graph, with its configuration (labels), its processor's settings and `export.json`
+    Writes a classifier or segmenter as one graph, with its configuration (labels), its processor's settings and `export.json`
     (inputs, outputs, versions). The graph is run before the folder appears: its maps must equal the model's exactly
-    and, unless it is quantised, its logits to 1e-4. The folder appears whole or not at all.
+    and, unless it is quantised, its logits to 1e-4. A segmenter's graph also gives `label_map` `(batch_size, height,
+    width)`, the class of each pixel of what the graph takes. The folder appears whole or not at all.
 
     Args:
-        model ([`FocusViTForImageClassification`]): In float32 and on the CPU; it is set to evaluation mode.
+        model ([`FocusViTForImageClassification`] or [`FocusViTForSemanticSegmentation`]): In float32 and on the CPU; it is set to evaluation mode.
         image_processor ([`FocusViTImageProcessor`]): The one that prepares the model's images.
         folder (`str` or `Path`): A new folder, or an empty one.
         export_format (`str`, *optional*, defaults to `"onnx"`):
@@ -144,7 +146,7 @@ def _check_options(
         raise ImportError(f"Export to ONNX needs {', '.join(missing)}: pip install focusvit-hf[onnx]")
 
 
-def _check_model(model: FocusViTForImageClassification) -> None:
+def _check_model(model: ExportedModel) -> None:
     if model.dtype != torch.float32 or model.device.type != "cpu":
         raise ValueError(
             f"Expected a model in float32 on the CPU, got {model.dtype} on {model.device}: model.float().cpu()."
@@ -178,6 +180,12 @@ def _compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], 
         raise RuntimeError(
             f"Expected the logits of the model to {limit:.1e} from the exported graph, got {difference:.1e}."
         )
+    if quantization is None and "label_map" in expected:
+        same = (expected["label_map"] == found["label_map"]).double().mean().item()
+        if not same >= _SAME_PIXELS:
+            raise RuntimeError(
+                f"Expected the class of at least {_SAME_PIXELS:.2%} of the pixels to be the model's, got {same:.2%}."
+            )
     return difference
 
 

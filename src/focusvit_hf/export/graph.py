@@ -1,4 +1,4 @@
-"""A classifier as one module to trace, what it is tried with, and the program that `torch.export` makes of it."""
+"""A classifier or segmenter as one module to trace, what it is tried with, and the program that `torch.export` makes of it."""
 
 import numpy as np
 import torch
@@ -7,19 +7,25 @@ from skimage.data import chelsea
 from torch import nn
 
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..lay_back import cells_to_pixels
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 
 
+ExportedModel = FocusViTForImageClassification | FocusViTForSemanticSegmentation
 GRAPH_INPUTS = ("images", "pixel_values", "superpixel_ids")
 # A graph is traced with two images, since torch takes one for a constant, and tried with another number of them.
 _TRACED_BATCH = 2
 TRIED_BATCH = 3
 
 
-class ClassifierGraph(nn.Module):
-    """`{"logits": (batch_size, num_labels)}`, and `"superpixel_ids"` where they are not given but computed."""
+class ModelGraph(nn.Module):
+    """
+    `"logits"` of a classifier or segmenter; of a segmenter, too, `"label_map"` `(batch_size, height, width)`, the class
+    of each pixel; and `"superpixel_ids"` where they are not given but computed.
+    """
 
-    def __init__(self, model: FocusViTForImageClassification):
+    def __init__(self, model: ExportedModel):
         super().__init__()
         self.model = model
 
@@ -30,18 +36,23 @@ class ClassifierGraph(nn.Module):
         if superpixel_ids is None and self.model.config.patch_pooling == "superpixel":
             superpixel_ids = self.model.focusvit.compute_superpixel_ids(pixel_values)
             computed["superpixel_ids"] = superpixel_ids
-        return {"logits": self.model(pixel_values, superpixel_ids=superpixel_ids).logits, **computed}
+        logits = self.model(pixel_values, superpixel_ids=superpixel_ids).logits
+        if isinstance(self.model, FocusViTForSemanticSegmentation):
+            # Which classes occur depends on the data, and a graph has no such shapes: all are interpolated.
+            size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            computed["label_map"] = cells_to_pixels(logits, size, mode="bilinear").argmax(dim=1)
+        return {"logits": logits, **computed}
 
 
 class ImageGraph(nn.Module):
-    """[`ClassifierGraph`] behind what the processor does to an image of the right size."""
+    """[`ModelGraph`] behind what the processor does to an image of the right size."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: FocusViTForImageClassification, image_processor: FocusViTImageProcessor):
+    def __init__(self, model: ExportedModel, image_processor: FocusViTImageProcessor):
         super().__init__()
-        self.inner = ClassifierGraph(model)
+        self.inner = ModelGraph(model)
         self.white = 1 / image_processor.rescale_factor if image_processor.do_rescale else 1.0
         normalizes = image_processor.do_normalize
         for name, values, idle in (("mean", image_processor.image_mean, 0.0), ("std", image_processor.image_std, 1.0)):

@@ -42,7 +42,7 @@ def load_checkpoint(
 
 
 def load_with_superpixels(
-    name: str | None, default: Path, kind: type[Model], num_superpixels: int | None
+    name: str | None, default: Path, kind: type[Model] | None, num_superpixels: int | None
 ) -> tuple[Model, FocusViTImageProcessor]:
     """
     What [`load_checkpoint`] does, for a model of any class.
@@ -50,7 +50,8 @@ def load_with_superpixels(
     Args:
         name (`str`, *optional*), num_superpixels (`int`, *optional*): As of [`load_checkpoint`].
         default (`Path`): The folder that is loaded without a name.
-        kind (`type`): The class of the model, such as [`FocusViTForSemanticSegmentation`].
+        kind (`type`, *optional*): The class of the model, such as [`FocusViTForSemanticSegmentation`]; by default the
+            one that the checkpoint was saved from.
 
     Raises:
         ValueError: as [`load_checkpoint`].

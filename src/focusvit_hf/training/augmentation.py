@@ -233,7 +233,8 @@ class AugmentationConfig:
                 _check_number(name, value, 1.0 if name == "crop_scale" else math.inf)
             if not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"Expected {name} with 0 < least <= largest, got {pair!r}.")
-            setattr(self, name, tuple(pair))
+            # JSON may have 1 for 1.0, and the draws are between numbers of one type.
+            setattr(self, name, tuple(float(value) for value in pair))
         if self.crop == "pad" and self.crop_padding is None:
             self.crop_padding = 4
         padding = self.crop_padding
