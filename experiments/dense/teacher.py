@@ -105,7 +105,7 @@ def squashed(image: Image.Image, side: int) -> torch.Tensor:
 
 
 def views(rows: datasets.Dataset, number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`number` random boxes of each image, mirrored by the toss of a coin, and their masks at a quarter of the side."""
+    """`number` random boxes of each image, mirrored by the toss of a coin, and their masks at half of the side."""
     generator = torch.Generator().manual_seed(seed)
     images, masks = [], []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Writes a classifier or segmenter as a folder with one graph, after the graph has been seen to answer as the model does."""
+"""Writes a classifier or segmenter as a folder with one graph, which has been seen to answer as the model does."""
 
 import logging
 import warnings
@@ -38,13 +38,15 @@ def export_model(
     batch_size: int | None = None,
 ) -> Path:
     """
-    Writes a classifier or segmenter as one graph, with its configuration (labels), its processor's settings and `export.json`
-    (inputs, outputs, versions). The graph is run before the folder appears: its maps must equal the model's exactly
-    and, unless it is quantised, its logits to 1e-4. A segmenter's graph also gives `label_map` `(batch_size, height,
-    width)`, the class of each pixel of what the graph takes. The folder appears whole or not at all.
+    Writes a classifier or segmenter as one graph, with its configuration (labels), its processor's settings and
+    `export.json` (inputs, outputs, versions). The graph is run before the folder appears: its maps must equal the
+    model's exactly and, unless it is quantised, its logits to 1e-4. A segmenter's graph also gives `label_map`
+    `(batch_size, height, width)`, the class of each pixel of what the graph takes. The folder appears whole or not at
+    all.
 
     Args:
-        model ([`FocusViTForImageClassification`] or [`FocusViTForSemanticSegmentation`]): In float32 and on the CPU; it is set to evaluation mode.
+        model ([`FocusViTForImageClassification`] or [`FocusViTForSemanticSegmentation`]):
+            In float32 and on the CPU; it is set to evaluation mode.
         image_processor ([`FocusViTImageProcessor`]): The one that prepares the model's images.
         folder (`str` or `Path`): A new folder, or an empty one.
         export_format (`str`, *optional*, defaults to `"onnx"`):

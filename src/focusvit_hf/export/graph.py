@@ -1,4 +1,4 @@
-"""A classifier or segmenter as one module to trace, what it is tried with, and the program that `torch.export` makes of it."""
+"""A model as one module to trace, what it is tried with, and the program that `torch.export` makes of it."""
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ TRIED_BATCH = 3
 
 class ModelGraph(nn.Module):
     """
-    `"logits"` of a classifier or segmenter; of a segmenter, too, `"label_map"` `(batch_size, height, width)`, the class
-    of each pixel; and `"superpixel_ids"` where they are not given but computed.
+    `"logits"` of a classifier or segmenter; of a segmenter `"label_map"` `(batch_size, height, width)`, the class of
+    each pixel, too; and `"superpixel_ids"` where they are not given but computed.
     """
 
     def __init__(self, model: ExportedModel):
