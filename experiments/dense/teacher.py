@@ -89,7 +89,7 @@ class FigureTeacher(nn.Module):
     def probabilities(self, levels: torch.Tensor) -> torch.Tensor:
         """Of a figure, `(B, H, W)`, the mean of an image and its mirror image."""
         size = (levels.shape[-2], levels.shape[-1])
-        total = 0
+        total = torch.zeros(len(levels), *size)
         for flip in (False, True):
             with torch.autocast("cpu", torch.bfloat16):
                 logits = self.decoder(self.maps(levels.flip(-1) if flip else levels))
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = datasets.load_dataset("parquet", data_dir=str(ECSSD), split="train").train_test_split(HELD_OUT, seed=SEED)
     write_own(parts["train"], args.target / "train", args.copies)
     write_own(parts["test"], args.target / "validation")
-    write_json(args.target / "train" / "labels.json", ["ground", "figure"])
+    write_json(args.target / "train" / "labels.json", {"labels": ["ground", "figure"]})
     history = train(teacher, parts, args.views, args.epochs)
     kept = write_found(teacher, args.target / "train", args.images)
     log = {"history": history, "views": args.views, "copies": args.copies, "imagenette_images": kept}

@@ -3,7 +3,7 @@
 import argparse
 
 from ..export.folder import EXPORT_FILES, QUANTIZATIONS, export_model
-from ..export.graph import GRAPH_INPUTS
+from ..export.graph import GRAPH_INPUTS, ExportedModel
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_with_superpixels
 from ..utils.files import read_json
 from .arguments import add_new_folder, add_num_superpixels, count, new_command
@@ -45,6 +45,7 @@ def _batch(text: str) -> int | None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes a folder that holds a checkpoint as one graph, its labels, and how images are prepared."""
+    model: ExportedModel
     model, image_processor = load_with_superpixels(
         arguments.checkpoint, DEFAULT_CHECKPOINT, None, arguments.num_superpixels
     )

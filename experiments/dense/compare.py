@@ -1,0 +1,333 @@
+"""
+Figures found with superpixels, with grids and by other networks, from scratch, by one recipe.
+
+    python -m experiments.dense.compare train runs/figures --rows superpixel_49 grid_49 grid_196 grid_400 --seeds 0
+    python -m experiments.dense.compare table
+
+`runs/figures` is what `experiments.dense.teacher` wrote. All rows of a seed see the same views in the same order.
+Stem, encoder, head and training are the same; the regions alone differ. `grid_<K>` interpolates what its tiles say
+between their centres, in training, too (`segmentation_lay_back="bilinear"`); `grid_<K>_nearest` does not. How the
+logits of the cells become pixels is chosen on the images held out. The test split of ECSSD is measured once, at the
+images' own size: IoU of the figure and F of its border within 2 px, of every image.
+`experiments/results/dense/<row>-seed<n>.json` holds a run; `table` makes `experiments/tables/dense.json` and `.md`,
+with paired bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from experiments.dense.teacher import ECSSD, squashed
+from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
+from experiments.micro.processes import keep_heap
+from experiments.micro.results import RESULTS, write_table
+from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
+from focusvit_hf.segmentation_maps import IGNORED, UPSAMPLINGS, decode_mask, segmentation_maps_of
+from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes
+from focusvit_hf.training.objective import parameter_groups, require_finite
+from focusvit_hf.training.segmentation import overlap_loss
+from focusvit_hf.training.segmentation_collator import crop_mask
+from focusvit_hf.training.segmentation_metrics import boundary_f, confusion_matrix, overlaps
+from focusvit_hf.utils.environment import environment
+from focusvit_hf.utils.files import read_json, write_json
+
+
+QUESTION = "dense"
+TABLES = RESULTS.parent / "tables"
+# Images are kept a little larger than they are seen, so that a crop need not be enlarged much.
+KEPT = 1.2
+RECIPE: dict[str, Any] = {
+    "side": 160,
+    "epochs": 8,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "warmup": 0.05,
+    "crop_scale": [0.35, 1.0],
+    "jitter": 0.3,
+    "overlap_loss_weight": 1.0,
+    "precision": "bfloat16",
+}
+ENCODER: dict[str, Any] = {
+    "patch_size": 16,
+    "superpixel_cell_size": 4,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "layer_types": ["latent_attention"] * 4,
+    "num_latents": 16,
+    "embedding_type": "conv",
+    "position_embedding_type": "dynamic",
+    "segmentation_kernel_size": 3,
+}
+# What each row is compared with, and by how much it may be worse for "not worse".
+COMPARISONS = (
+    ("superpixel_49", "grid_49"),
+    ("superpixel_49", "grid_49_nearest"),
+    ("superpixel_49", "grid_196"),
+    ("superpixel_49", "grid_400"),
+    ("superpixel_49", "segformer_b0"),
+)
+MARGIN = 0.015
+
+
+class Row:
+    """A network and how its images are prepared."""
+
+    def __init__(self, name: str, side: int):
+        kind, _, rest = name.partition("_")
+        self.processor: FocusViTImageProcessor
+        self.model: nn.Module
+        if name == "segformer_b0":
+            self.config: Any = SegformerConfig(id2label={0: "ground", 1: "figure"})
+            self.model = SegformerForSemanticSegmentation(self.config)
+            self.processor = FocusViTImageProcessor(size={"height": side, "width": side}, do_superpixels=False)
+            return
+        if kind not in ("superpixel", "grid"):
+            raise ValueError(f"Expected superpixel_K, grid_K, grid_K_nearest or segformer_b0, got {name!r}.")
+        count, _, nearest = rest.partition("_")
+        smooth = kind == "grid" and nearest != "nearest"
+        self.config = FocusViTConfig(
+            image_size=side,
+            num_superpixels=int(count),
+            patch_pooling=kind,
+            segmentation_lay_back="bilinear" if smooth else "nearest",
+            id2label={0: "ground", 1: "figure"},
+            **ENCODER,
+        )
+        # SDPA's backward pass is slow in bfloat16 on a CPU.
+        self.model = FocusViTForSemanticSegmentation._from_config(self.config, attn_implementation="eager")
+        self.processor = FocusViTImageProcessor.from_model_config(self.config)
+
+    def logits(self, levels: torch.Tensor) -> torch.Tensor:
+        """Of 8-bit images `(batch_size, 3, side, side)`: `(batch_size, 2, rows, columns)`, float32."""
+        batch = dict(self.processor.process_levels(levels))
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(**batch).logits.float()
+
+
+def loaded(folder: Path, side: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Images of a folder, squashed to `side` px, and their masks at their own size."""
+    images, masks = [], []
+    for path in sorted((folder / "images").iterdir()):
+        with Image.open(path) as image:
+            images.append(squashed(image, side))
+        masks.append(torch.from_numpy(decode_mask(str(folder / "masks" / f"{path.stem}.png")).astype(np.int64)))
+    return torch.stack(images), masks
+
+
+def tested(side: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """ECSSD's test split, as [`loaded`]."""
+    rows = datasets.load_dataset("parquet", data_dir=str(ECSSD), split="test")
+    images = torch.stack([squashed(image, side) for image in rows["image"]])
+    return images, [torch.from_numpy(decode_mask(mask).astype(np.int64)) for mask in rows["mask"]]
+
+
+def rate(step: int, steps: int) -> float:
+    """The share of the learning rate: a linear warm-up, then half a cosine to zero."""
+    warm = RECIPE["warmup"] * steps
+    return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def views(
+    images: torch.Tensor, masks: Sequence[torch.Tensor], rows: torch.Tensor, side: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random boxes of images, mirrored by the toss of a coin, with other colours, and their labels."""
+    kept = (images.shape[-2], images.shape[-1])
+    boxes = random_crop_boxes(len(rows), kept, tuple(RECIPE["crop_scale"]), (3 / 4, 4 / 3), generator)
+    levels = crop_and_resize(images[rows], boxes, (side, side), torch.float32)
+    labels = torch.empty(len(rows), side, side, dtype=torch.int64)
+    for index, (row, box) in enumerate(zip(rows.tolist(), boxes, strict=True)):
+        mask = masks[row]
+        scale = torch.tensor([mask.shape[0], mask.shape[1]] * 2) / torch.tensor([*kept, *kept])
+        # Whole pixels of the mask, which is larger than what is kept of the image.
+        own = (box * scale).round().long()
+        labels[index] = crop_mask(mask, own, (side, side))
+    flipped = torch.rand(len(rows), 1, 1, generator=generator) < 0.5
+    labels = torch.where(flipped, labels.flip(-1), labels)
+    levels = torch.where(flipped[:, None], levels.flip(-1), levels)
+    strength = RECIPE["jitter"]
+    levels = color_jitter(levels, strength, strength, strength, generator)
+    return levels.mul(255).round(), labels
+
+
+def fit(row: Row, images: torch.Tensor, masks: Sequence[torch.Tensor], recipe: dict[str, Any], seed: int) -> float:
+    """Trains a row, and returns the mean loss of the last epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, side = recipe["batch_size"], recipe["side"]
+    per_epoch = len(images) // batch
+    steps = recipe["epochs"] * per_epoch
+    optimizer = torch.optim.AdamW(parameter_groups(row.model, recipe["weight_decay"]), lr=recipe["learning_rate"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    row.model.train()
+    total, step = 0.0, 0
+    for epoch in range(recipe["epochs"]):
+        total = 0.0
+        for rows in torch.randperm(len(images), generator=generator)[: per_epoch * batch].split(batch):
+            levels, labels = views(images, masks, rows, side, generator)
+            wide = F.interpolate(row.logits(levels), (side, side), mode="bilinear")
+            loss = F.cross_entropy(wide, labels, ignore_index=IGNORED)
+            loss = loss + recipe["overlap_loss_weight"] * overlap_loss(wide, labels, IGNORED)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(row.model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            step += 1
+            total += float(loss) / per_epoch
+        require_finite(total, step)
+        print({"epoch": epoch + 1, "loss": round(total, 4)}, flush=True)
+    row.model.eval()
+    return total
+
+
+@torch.no_grad()
+def scores(row: Row, images: torch.Tensor, masks: Sequence[torch.Tensor]) -> dict[str, dict[str, list[float]]]:
+    """By upsampling: the figure's IoU and the border's F of each image, at its own size."""
+    found: dict[str, dict[str, list[float]]] = {how: {"iou": [], "boundary_f": []} for how in UPSAMPLINGS}
+    for start in range(0, len(images), 16):
+        logits = row.logits(images[start : start + 16])
+        for one, mask in zip(logits, masks[start : start + 16], strict=True):
+            for how in UPSAMPLINGS:
+                (answer,) = segmentation_maps_of(one[None], [(mask.shape[0], mask.shape[1])], how)
+                iou = overlaps(confusion_matrix(answer, mask, 2, IGNORED))[1]
+                found[how]["iou"].append(round(float(iou.nan_to_num(1.0)), 5))
+                found[how]["boundary_f"].append(round(boundary_f(answer, mask, IGNORED), 5))
+    return found
+
+
+def run(name: str, seed: int, folder: Path, results: Path, **changes: Any) -> dict[str, Any]:
+    """Trains and measures one row with one seed, and writes its JSON."""
+    recipe, started = {**RECIPE, **changes}, time.perf_counter()
+    side = recipe["side"]
+    torch.manual_seed(seed)
+    row = Row(name, side)
+    images, masks = loaded(folder / "train", round(KEPT * side))
+    loss = fit(row, images, masks, recipe, seed)
+    held = scores(row, *loaded(folder / "validation", side))
+    chosen = max(UPSAMPLINGS, key=lambda how: float(np.mean(held[how]["iou"])))
+    test = scores(row, *tested(side))
+    result = {
+        "question": QUESTION,
+        "row": name,
+        "seed": seed,
+        "recipe": recipe,
+        "encoder": ENCODER,
+        "training_images": len(images),
+        "parameters": sum(parameter.numel() for parameter in row.model.parameters()),
+        "loss": loss,
+        "upsampling": chosen,
+        "held_out": {how: {kind: float(np.mean(values)) for kind, values in held[how].items()} for how in held},
+        "test": test,
+        "seconds": time.perf_counter() - started,
+        "environment": environment(torch.device("cpu"), torch.float32),
+    }
+    write_json(results / QUESTION / f"{name}-seed{seed}.json", result)
+    iou, border = (float(np.mean(test[chosen][kind])) for kind in ("iou", "boundary_f"))
+    print(f"{name}, seed {seed}: IoU {iou:.4f}, F {border:.4f}, {chosen}", flush=True)
+    return result
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Runs what has no result yet, one after the other."""
+    for seed in arguments.seeds:
+        for name in arguments.rows:
+            if not (arguments.results / QUESTION / f"{name}-seed{seed}.json").is_file():
+                run(name, seed, arguments.folder, arguments.results, epochs=arguments.epochs, side=arguments.side)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Writes the table; ValueError where there are no results."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted((arguments.results / QUESTION).glob("*-seed*.json")):
+        result = read_json(path)
+        found.setdefault(result["row"], {})[result["seed"]] = result
+    if not found:
+        raise ValueError(f"Expected results in {arguments.results / QUESTION}, got none: run 'train' first.")
+
+    def of(name: str, kind: str, seeds: Sequence[int]) -> np.ndarray:
+        return np.array([found[name][seed]["test"][found[name][seed]["upsampling"]][kind] for seed in seeds])
+
+    rows = [
+        {
+            "row": name,
+            "seeds": sorted(runs),
+            "upsampling": sorted({result["upsampling"] for result in runs.values()}),
+            "parameters": next(iter(runs.values()))["parameters"],
+            **{kind: float(of(name, kind, sorted(runs)).mean()) for kind in ("iou", "boundary_f")},
+        }
+        for name, runs in found.items()
+    ]
+    comparisons = []
+    for subject, control in COMPARISONS:
+        seeds = sorted(found.get(subject, {}).keys() & found.get(control, {}).keys())
+        for kind in ("iou", "boundary_f") if seeds else ():
+            difference = paired_bootstrap(of(subject, kind, seeds), of(control, kind, seeds))
+            about = {"subject": subject, "control": control, "kind": kind, "verdict": difference.verdict(MARGIN)}
+            comparisons.append({**about, "difference": asdict(difference)})
+    first = next(iter(next(iter(found.values())).values()))
+    about = {key: first[key] for key in ("question", "recipe", "encoder", "training_images", "environment")}
+    write_table(
+        arguments.tables, QUESTION, {**about, "rows": rows, "comparisons": comparisons}, markdown(rows, comparisons)
+    )
+
+
+def markdown(rows: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> str:
+    """Both tables."""
+    lines = [
+        "| row | seeds | upsampling | parameters | figure's IoU | border's F, 2 px |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['row']} | {len(row['seeds'])} | {', '.join(row['upsampling'])} | {row['parameters'] / 1e6:.2f} M "
+            f"| {100 * row['iou']:.1f} | {100 * row['boundary_f']:.1f} |"
+        )
+    lines += ["", "| difference, in points | figure's IoU | border's F |", "|---|---|---|"]
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
+    for one in comparisons:
+        text = f"{interval_text(one['difference'])} {one['verdict']}"
+        pairs.setdefault((one["subject"], one["control"]), {})[one["kind"]] = text
+    for (subject, control), kinds in pairs.items():
+        lines.append(f"| {subject} − {control} | {kinds['iou']} | {kinds['boundary_f']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("train", help="Train and measure what is not there yet.")
+    training.add_argument("folder", type=Path, help="what experiments.dense.teacher wrote")
+    training.add_argument("--rows", nargs="+", default=["superpixel_49", "grid_49", "grid_196", "grid_400"])
+    training.add_argument("--seeds", type=int, nargs="+", default=[0])
+    training.add_argument("--epochs", type=int, default=RECIPE["epochs"])
+    training.add_argument("--side", type=int, default=RECIPE["side"])
+    training.set_defaults(call=train)
+    tabling = commands.add_parser("table", help="Make the tables.")
+    tabling.add_argument("--tables", type=Path, default=TABLES)
+    tabling.set_defaults(call=table)
+    for command in (training, tabling):
+        command.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()
