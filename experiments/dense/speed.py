@@ -1,0 +1,145 @@
+"""
+How fast segmenters are on this machine, from the tensor of an image to its label map, beside those of Transformers.
+
+    python -m experiments.dense.speed
+
+Untrained networks, float32, SDPA where there is any, eager for all: focusvit-tiny with latent and with full layers,
+dense regular grids behind the same stem, SegFormer-B0, MobileViT-XXS with DeepLabV3 and MobileNetV2 with DeepLabV3+.
+FocusViT computes its superpixels inside the timed region. Everyone's label map has the size of the image; ours comes
+from the image processor, theirs from an interpolation of all classes, as their own processors do it.
+Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 8 images; in turn, 9 rounds.
+`experiments/tables/dense-speed.json` and `.md` hold what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    MobileViTConfig,
+    MobileViTForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+from experiments.dense.compare import TABLES
+from experiments.micro.processes import keep_heap
+from experiments.micro.results import write_table
+from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation
+from focusvit_hf.benchmark.timing import interleaved, summary
+from focusvit_hf.segmentation_maps import segmentation_maps_of
+from focusvit_hf.utils.environment import environment
+
+
+# (height, width), classes, tokens of FocusViT.
+SETTINGS = (((224, 224), 2, (49, 196)), ((352, 480), 11, (49, 196)))
+BATCHES = (1, 8)
+REPEATS, WARMUP = 9, 2
+# Whom all others are compared with.
+REFERENCE = "SegFormer-B0"
+
+
+def networks(size: tuple[int, int], classes: int, tokens: Sequence[int]) -> dict[str, nn.Module]:
+    """By name, in evaluation mode."""
+    labels: dict[str, Any] = {"id2label": {index: str(index) for index in range(classes)}}
+    tiny: dict[str, Any] = {
+        "image_size": list(size),
+        "num_hidden_layers": 12,
+        "embedding_type": "conv",
+        "superpixel_cell_size": 4,
+        "segmentation_kernel_size": 3,
+        **labels,
+    }
+    made: dict[str, nn.Module] = {}
+    for count in tokens:
+        for layers in ("latent", "full"):
+            options = {**tiny, "num_superpixels": count, "layer_types": [f"{layers}_attention"] * 12}
+            if layers == "latent":
+                options["num_latents"] = 16
+            made[f"FocusViT, {count} superpixels, {layers}"] = FocusViTForSemanticSegmentation(
+                FocusViTConfig(**options)
+            )
+    grid = {**tiny, "num_superpixels": 400, "patch_pooling": "grid", "segmentation_lay_back": "bilinear"}
+    made["the same stem, grid of 400 tiles, full"] = FocusViTForSemanticSegmentation(
+        FocusViTConfig(**grid, layer_types=["full_attention"] * 12)
+    )
+    made[REFERENCE] = SegformerForSemanticSegmentation(SegformerConfig(**labels))
+    xxs: dict[str, Any] = {
+        "hidden_sizes": [64, 80, 96],
+        "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
+        "expand_ratio": 2.0,
+    }
+    made["MobileViT-XXS + DeepLabV3"] = MobileViTForSemanticSegmentation(MobileViTConfig(**xxs, **labels))
+    made["MobileNetV2 + DeepLabV3+"] = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(**labels))
+    return {name: model.eval() for name, model in made.items()}
+
+
+def call_of(model: nn.Module, pixels: torch.Tensor) -> Callable[[], Any]:
+    """From the tensor of the images to their label maps."""
+    size = (pixels.shape[-2], pixels.shape[-1])
+
+    def ours() -> Any:
+        return segmentation_maps_of(model(pixels).logits, [size] * len(pixels))
+
+    def theirs() -> Any:
+        logits = model(pixels).logits
+        return [F.interpolate(one[None], size, mode="bilinear").argmax(dim=1) for one in logits]
+
+    return ours if isinstance(model, FocusViTForSemanticSegmentation) else theirs
+
+
+@torch.no_grad()
+def measured(repeats: int = REPEATS, warmup: int = WARMUP) -> list[dict[str, Any]]:
+    """A row for each network, size and number of images."""
+    rows = []
+    for size, classes, tokens in SETTINGS:
+        models = networks(size, classes, tokens)
+        for batch in BATCHES:
+            pixels = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+            times = interleaved({name: call_of(model, pixels) for name, model in models.items()}, repeats, warmup)
+            for name, seconds in times.items():
+                parameters = sum(parameter.numel() for parameter in models[name].parameters())
+                about = {"network": name, "size": list(size), "batch_size": batch, "parameters": parameters}
+                rows.append({**about, **summary(seconds, batch)})
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Milliseconds an image, and how many times as fast as the reference."""
+    columns = list(dict.fromkeys((tuple(row["size"]), row["batch_size"]) for row in rows))
+    heads = [f"{size[0]} x {size[1]}, {batch} at once" for size, batch in columns]
+    lines = [f"| ms an image (times as fast as {REFERENCE}) | parameters | " + " | ".join(heads) + " |"]
+    lines.append("|---|---|" + "---|" * len(heads))
+    found = {(row["network"], tuple(row["size"]), row["batch_size"]): row["median_ms"] for row in rows}
+    for name in dict.fromkeys(row["network"] for row in rows):
+        parameters = next(row["parameters"] for row in rows if row["network"] == name)
+        cells = []
+        for column in columns:
+            ratio = found[REFERENCE, *column] / found[name, *column]
+            cells.append(f"{found[name, *column]:.1f} ({ratio:.1f})")
+        lines.append(f"| {name} | {parameters / 1e6:.1f} M | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=Path, default=TABLES)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    arguments = parser.parse_args(argv)
+    rows = measured(arguments.repeats)
+    content = {"rows": rows, "environment": environment(torch.device("cpu"), torch.float32)}
+    write_table(arguments.tables, "dense-speed", content, markdown(rows))
+
+
+if __name__ == "__main__":
+    keep_heap()
+    main()
