@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from focusvit_hf.lay_back import Box, cells_to_pixels, lay_back
+from focusvit_hf.lay_back import Box, Corners, cells_to_pixels, lay_back
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -107,3 +107,20 @@ def test_cells_to_pixels_fills_outside_the_box():
     cells = torch.ones(2, 2, dtype=torch.bool)
     assert cells_to_pixels(cells, (4, 4), Box(0, 0, 2, 4)).tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
     assert cells_to_pixels(torch.zeros(2, 2), (2, 2), Box(0, 0, 1, 2), fill=-1).tolist() == [[0, 0], [-1, -1]]
+
+
+@pytest.mark.parametrize("size", [(6, 7), (61, 90), (3, 2), (13, 50)])
+def test_corners_interpolate_single_pixels_and_know_where_the_cells_around_them_agree(size):
+    values = torch.randn(3, 6, 7)
+    states = (values[0] > 0.5).long()
+    corners = Corners((6, 7), size, values.device)
+    rows, columns = torch.ones(size).nonzero(as_tuple=True)
+    found = corners.interpolate(values.flatten(1).T, rows, columns).T.reshape(3, *size)
+    assert torch.allclose(found, cells_to_pixels(values, size, mode="bilinear"), atol=1e-5)
+    # Where all four have the same state, so has every mean of them; where they differ, some may.
+    share = cells_to_pixels(states.double(), size, mode="bilinear")
+    agreed = torch.cat((corners.agree(states, 0, 2), corners.agree(states, 2, size[0])))
+    assert torch.equal(agreed & (share < 0.5), agreed & (share == 0))
+    assert torch.equal(agreed & (share > 0.5), agreed & (share == 1))
+    inside = (share > 1e-9) & (share < 1 - 1e-9)
+    assert not (agreed & inside).any()

@@ -67,6 +67,61 @@ def _triangles(places: torch.Tensor, count: int) -> torch.Tensor:
     return (1 - (places.clamp(0.5, count - 0.5)[:, None] - centres).abs()).clamp(min=0)
 
 
+class Corners:
+    """
+    The four cells around each pixel, between whose centres `"bilinear"` interpolates; at the rim of an image some are
+    one. What all four agree on needs no interpolation, and that is most of an image.
+
+    Args:
+        grid (pair of `int`): Rows and columns of the cells, which cover the image.
+        size (pair of `int`): Height and width of the image.
+        device (`torch.device`): Where the cells are.
+    """
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], device: torch.device):
+        self.grid = grid
+        places = [_cells_of_pixels(n, 0.0, float(n), cells, device) - 0.5 for n, cells in zip(size, grid, strict=True)]
+        # From -1, where a pixel lies above or left of the first centre.
+        self.first = [place.floor().long() for place in places]
+        self.fractions = [(place - first).float() for place, first in zip(places, self.first, strict=True)]
+
+    def agree(self, states: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
+        """
+        Whether the four cells of each pixel have the same state.
+
+        Args:
+            states (`torch.LongTensor` of shape `(rows, columns)`): Of the cells.
+            top, bottom (`int`): The first row of pixels, and the one behind the last.
+
+        Returns:
+            `torch.BoolTensor` of shape `(bottom - top, width)`.
+        """
+        rows, columns = (torch.arange(-1, n + 1, device=states.device).clamp(0, n - 1) for n in self.grid)
+        framed = states[rows][:, columns]
+        along = framed[:, 1:] == framed[:, :-1]
+        same = along[1:] & along[:-1] & (framed[1:, 1:] == framed[:-1, 1:])
+        return same[self.first[0][top:bottom] + 1].index_select(1, self.first[1] + 1)
+
+    def interpolate(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """
+        What lies between the centres of the cells, at single pixels.
+
+        Args:
+            values (`torch.FloatTensor` of shape `(rows * columns, channels)`): Of the cells, row by row.
+            rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
+
+        Returns:
+            `torch.FloatTensor` of shape `(pixels, channels)`.
+        """
+        (top, left), (height, width) = (self.first[0][rows], self.first[1][columns]), self.grid
+        above, below = top.clamp(min=0) * width, (top + 1).clamp(max=height - 1) * width
+        left, right = left.clamp(min=0), (left + 1).clamp(max=width - 1)
+        down, along = self.fractions[0][rows][:, None], self.fractions[1][columns][:, None]
+        upper = torch.lerp(values[above + left], values[above + right], along)
+        lower = torch.lerp(values[below + left], values[below + right], along)
+        return torch.lerp(upper, lower, down)
+
+
 def values_of_cells(values: torch.Tensor, region_ids: torch.Tensor) -> torch.Tensor:
     """
     The value of each cell's region. Gradients pass to the values.

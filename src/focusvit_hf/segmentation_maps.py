@@ -11,7 +11,7 @@ from transformers.image_utils import SizeDict
 
 from .image_sizes import resized_size
 from .images import flat_images, naming_image, open_image
-from .lay_back import Box, cells_to_pixels
+from .lay_back import Corners, cells_to_pixels
 
 
 # What a mask has where the class does not count, in the data sets of the field and in the library's processors.
@@ -143,8 +143,8 @@ def segmentation_maps_of(
     logits: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None, upsampling: str = "bilinear"
 ) -> list[torch.Tensor]:
     """
-    The class of each pixel. Classes that win in no cell of an image have no part in its interpolation, which saves
-    most of the time where there are many, and no class appears that no cell has.
+    The class of each pixel. Classes that win in no cell of an image have no part in its interpolation, so that no
+    class appears that no cell has; and only pixels between cells of different classes are interpolated.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, rows, columns)`): Of the cells.
@@ -175,22 +175,23 @@ def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, in
     """The class of each pixel of one image, from its logits `(num_labels, rows, columns)` and the cells' classes."""
     if size == tuple(cells.shape):
         return cells
+    pixels = cells_to_pixels(cells, size)
     present = cells.unique()
-    pixels = torch.empty(size, dtype=torch.int64, device=cells.device)
     if len(present) == 1:
-        return pixels.fill_(present[0])
-    scores = logits[present]
-    if len(present) == 2:
-        # What is linear can be subtracted before it is interpolated.
-        scores = scores[1:] - scores[:1]
+        return pixels
+    scores = logits[present].flatten(1).T
+    # What is linear can be subtracted before it is interpolated.
+    scores = (scores[:, 1:] - scores[:, :1] if len(present) == 2 else scores).contiguous()
+    corners = Corners((cells.shape[0], cells.shape[1]), size, cells.device)
     height, width = size
-    step = max(1, _STRIP_VALUES // (width * len(scores)))
+    step = max(1, _STRIP_VALUES // (width * scores.shape[1]))
     for top in range(0, height, step):
-        rows = min(step, height - top)
-        box = Box(-top, 0, height - top, width)
-        strip = cells_to_pixels(scores, (rows, width), box, mode="bilinear")
-        winner = (strip[0] > 0).long() if len(scores) == 1 else strip.argmax(dim=0)
-        pixels[top : top + rows] = present[winner]
+        # Of a class that wins in all four cells around a pixel, every mean of theirs is the largest, too.
+        rows, columns = (~corners.agree(cells, top, min(top + step, height))).nonzero(as_tuple=True)
+        rows = rows + top
+        between = corners.interpolate(scores, rows, columns)
+        winner = (between[:, 0] > 0).long() if scores.shape[1] == 1 else between.argmax(dim=1)
+        pixels[rows, columns] = present[winner]
     return pixels
 
 

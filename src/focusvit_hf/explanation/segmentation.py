@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
-from ..lay_back import Box, cells_to_pixels
+from ..lay_back import Corners, cells_to_pixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
 from ..segmentation_maps import segmentation_maps_of
 
@@ -97,16 +97,24 @@ class Segmentation:
         others = torch.cat((self.logits[:number], self.logits[number + 1 :])).float()
         # The probability of one class against all others is the sigmoid of this.
         score = self.logits[number].float() - others.logsumexp(dim=0)
+
+        def levels(scores: torch.Tensor) -> torch.Tensor:
+            soft = scores.sigmoid().sub_(threshold).div_(_SOFTNESS).add_(0.5).clamp_(0, 1)
+            return soft.mul_(255).round_().to(torch.uint8)
+
         height, width = self.image.height, self.image.width
-        alpha = np.empty((height, width), dtype=np.uint8)
+        cells = levels(score)
+        alpha = cells_to_pixels(cells, (height, width))
+        # Where the cells around a pixel are all there, or all not, so is the pixel; a level between agrees with none.
+        half = torch.arange(1, cells.numel() + 1).view_as(cells)
+        states = torch.where((cells == 0) | (cells == 255), cells.long() - 255, half)
+        corners = Corners((cells.shape[0], cells.shape[1]), (height, width), cells.device)
         step = max(1, _STRIP_PIXELS // width)
         for top in range(0, height, step):
-            rows = min(step, height - top)
-            box = Box(-top, 0, height - top, width)
-            probability = cells_to_pixels(score, (rows, width), box, mode="bilinear").sigmoid_()
-            soft = probability.sub_(threshold).div_(_SOFTNESS).add_(0.5).clamp_(0, 1)
-            alpha[top : top + rows] = soft.mul_(255).round_().to(torch.uint8).numpy()
-        return Image.fromarray(alpha, mode="L")
+            rows, columns = (~corners.agree(states, top, min(top + step, height))).nonzero(as_tuple=True)
+            rows = rows + top
+            alpha[rows, columns] = levels(corners.interpolate(score.reshape(-1, 1), rows, columns)[:, 0])
+        return Image.fromarray(alpha.numpy(), mode="L")
 
     def cutout(self, label: str | int | None = None, threshold: float = 0.5) -> Image.Image:
         """
