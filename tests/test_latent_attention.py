@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import reference
 from focusvit_hf.latent_attention import FocusViTAttention
-from focusvit_hf.modeling_focusvit import FocusViTLayer
+from focusvit_hf.transformer_layer import FocusViTLayer
 
 
 QUERIES, CONTEXT = 5, 9

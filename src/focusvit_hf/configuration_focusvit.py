@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .errors import refuse_misspelt
 from .segmentation_options import LAY_BACKS, check_segmentation
+from .selection_options import SELECT_PACK, SUPERVISIONS, check_selection
 from .sparsification_options import MODES, RELEVANCES, check_sparsification, kept_counts, kept_shares
 from .superpixel_options import (
     LARGEST_SIZE,
@@ -31,7 +32,7 @@ from .superpixel_options import (
 _PRESETS = Path(__file__).with_name("presets")
 logger = logging.get_logger(__name__)
 
-LAYER_TYPES = ("full_attention", "latent_attention")
+LAYER_TYPES = ("full_attention", "latent_attention", SELECT_PACK)
 # A constant of the library is changed here because nothing smaller works: before it resumes, Trainer reads a
 # checkpoint's config.json as a PreTrainedConfig, whose own check of `layer_types` knows the library's kinds of layers
 # only, asks no subclass and offers no registration. Without this no run with latent layers could be resumed.
@@ -47,6 +48,7 @@ _CHOICES = {
     "classifier_pooling": ("cls", "cls_dist_mean", "cls_patch_mean"),
     "sparsification_relevance": RELEVANCES,
     "sparsification_mode": MODES,
+    "select_supervision": (None, *SUPERVISIONS),
     "segmentation_lay_back": LAY_BACKS,
 }
 # Smallest and largest value of each whole number and of each other number that is the configuration's own.
@@ -60,6 +62,7 @@ _COUNTS = {
     "stem_channels": (1, LARGEST_SIZE),
     "num_latents": (1, LARGEST_SIZE),
     "segmentation_hidden_size": (1, LARGEST_SIZE),
+    "pack_length": (1, LARGEST_SIZE),
     "num_register_tokens": (0, LARGEST_SIZE),
     "num_labels": (0, LARGEST_SIZE),
 }
@@ -67,6 +70,7 @@ _NUMBERS = {
     "layer_norm_eps": (1e-20, 1.0),
     "initializer_range": (1e-12, 1e3),
     "layer_scale": (1e-20, 1e6),
+    "select_alpha": (0.0, 1e6),
 }
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 _BACKBONE_FIELDS = ("out_features", "out_indices")
@@ -135,7 +139,8 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_antialias (`bool`, *optional*, defaults to `False`):
             Whether the learned table is smoothed where it is interpolated to fewer patches.
         layer_types (`list[str]`, *optional*):
-            Per layer `"full_attention"` or `"latent_attention"`. Defaults to latent attention in all layers.
+            Per layer `"full_attention"`, `"latent_attention"` or `"select_pack_attention"`. Defaults to latent
+            attention in all layers.
         num_latents (`int`, *optional*, defaults to 16): M, the number of learned latent tokens.
         attention_area_bias (`bool`, *optional*, defaults to `False`):
             Whether attention to a token is raised by the logarithm of its area relative to the mean area.
@@ -160,6 +165,19 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
         descriptor_window (`int`, *optional*, defaults to 1):
             Over how many layers before it a stage averages attention; None for all. Their maps of attention are
             computed in full, while other layers run on the fast kernels.
+        select_threshold (`float`, *optional*):
+            SPA: the sigmoid of its score, in (0, 1), from which on a layer of select-and-pack attention selects a
+            token. 0.5 by default, where `select_budget` does not say how many tokens are selected.
+        select_budget (`float`, *optional*):
+            The share of the tokens that those layers select, in (0, 1]. Alone it fixes the number of tokens of each
+            image, as compiled and exported models need it. Beside `select_threshold` it is what `select_supervision`
+            aims at.
+        select_supervision (`str`, *optional*):
+            What the gates learn from in training where no `selection_masks` are given: `"budget"`, that the layers
+            cost the share `select_budget` of the FLOPs of dense ones; `"saliency"`, the tokens that stand out most
+            from their surroundings; `"teacher"`, those that a teacher attends to most, given by the trainer as masks.
+        select_alpha (`float`, *optional*, defaults to 0.01): α, weight of the gates' cross entropy in the loss.
+        pack_length (`int`, *optional*, defaults to 64): Tokens in a container that selected tokens are packed into.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`):
             What the classifier reads. `"cls"`: the class token; `"cls_dist_mean"`: a classifier on the class token and
             another on the distillation token, averaged (DeiT); `"cls_patch_mean"`: the class token beside the mean of
@@ -198,7 +216,14 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
     ```"""
 
     model_type = "focusvit"
-    keys_to_ignore_at_inference = ["kept_tokens", "kept_masks", "token_states", "aux_loss", "superpixel_ids"]
+    keys_to_ignore_at_inference = [
+        "kept_tokens",
+        "kept_masks",
+        "token_states",
+        "selected_tokens",
+        "aux_loss",
+        "superpixel_ids",
+    ]
     attribute_map = {"layer_norm_epsilon": "layer_norm_eps"}
 
     image_size: int | list[int] | tuple[int, int] = 224
@@ -239,6 +264,11 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
     sparsification_relevance: str = "attention"
     sparsification_mode: str = "drop"
     descriptor_window: int | None = 1
+    select_threshold: float | None = None
+    select_budget: float | int | None = None
+    select_supervision: str | None = None
+    select_alpha: float | int = 0.01
+    pack_length: int = 64
     classifier_pooling: str = "cls"
     add_pooling_layer: bool = False
     semantic_loss_ignore_index: int = 255
@@ -265,6 +295,7 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self._check_sizes()
         self.validate_layer_type()
         check_sparsification(self)
+        check_selection(self)
         check_segmentation(self)
         self.set_output_features_output_indices(out_features, out_indices)
         for field, reason in self._idle_fields().items():
@@ -383,7 +414,10 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self.embedding_type == "conv" and self.position_embedding_type == "dynamic" and not self.pooling_layer
         )
         superpixels = self.patch_pooling == "superpixel"
-        full = set(self.layer_types or ()) == {"full_attention"}
+        kinds = set(self.layer_types or ())
+        full = "latent_attention" not in kinds
+        nothing_selected = (SELECT_PACK not in kinds, f"no layer of layer_types is {SELECT_PACK!r}")
+        selecting = ("select_threshold", "select_budget", "select_alpha", "pack_length")
         reasons = {
             "superpixel_assignment": (
                 by_cells and superpixels,
@@ -400,6 +434,7 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 self.num_hidden_layers == 1,
                 "it rises from 0 in the first layer, which is the only one",
             ),
+            **dict.fromkeys(selecting, nothing_selected),
         }
         defaults = {field.name: field.default for field in fields(self)}
         return {

@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_focusvit import FocusViTConfig
 from .token_choice import masked_softmax
+from .token_packing import Packing, packed_attention
 from .token_relevance import TokenObserver
 
 
@@ -97,6 +98,21 @@ class FocusViTAttention(nn.Module):
         )
         observed = None if observer is None else observer(None, key)
         return self.o_proj(output.reshape(hidden_states.shape)), weights, observed
+
+    def packed(self, states: torch.Tensor, packing: Packing, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Self-attention of packed tokens, each to those of its own image.
+
+        Args:
+            states (`torch.FloatTensor` of shape `(total, hidden_size)`): Normalised packed tokens.
+            packing ([`Packing`]): Which tokens they are.
+            bias (`torch.FloatTensor` of shape `(total,)`, *optional*): What attention to each token is raised by.
+        """
+        shape = (states.shape[0], -1, self.head_dim)
+        query, key, value = (each(states).view(shape) for each in (self.q_proj, self.k_proj, self.v_proj))
+        dropout = self.attention_dropout if self.training else 0.0
+        attended = packed_attention(query, key, value, packing, bias, self.scaling, dropout, self.config.pack_length)
+        return self.o_proj(attended.reshape(states.shape))
 
     def _with_map(
         self,

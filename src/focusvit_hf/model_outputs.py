@@ -40,6 +40,11 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
     token_states (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`, *optional*):
         With `sparsification_layers` and a last layer of full attention the final states of the tokens of
         `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
+    selected_tokens (`tuple` of `torch.BoolTensor` of shape `(batch_size, N)`, *optional*):
+        Which of the N tokens each layer of select-and-pack attention selected.
+    selection_loss (`torch.FloatTensor` of shape `()`, *optional*):
+        What the gates of those layers add to the loss, its weight included: where `selection_masks` are given, and in
+        training with `select_supervision` `"budget"` or `"saliency"`.
     token_stages (`tuple` of [`TokenStage`], *optional*):
         With `output_stages` the tokens before the first layer and after each one.
     units (`torch.FloatTensor` of shape `(batch_size, N, channels)`, *optional*):
@@ -50,6 +55,8 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
     kept_tokens: tuple[torch.Tensor, ...] | None = None
     kept_masks: tuple[torch.Tensor, ...] | None = None
     token_states: torch.Tensor | None = None
+    selected_tokens: tuple[torch.Tensor, ...] | None = None
+    selection_loss: torch.Tensor | None = None
     token_stages: tuple[TokenStage, ...] | None = None
     units: torch.Tensor | None = None
 
@@ -58,12 +65,13 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
 class FocusViTImageClassifierOutput(ImageClassifierOutput):
     r"""
     aux_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-        What a learned choice of tokens adds to the loss in training, its weight included; part of `loss` where that is
-        given.
-    kept_tokens, kept_masks, token_states: As of [`FocusViTModelOutput`].
+        What a learned choice of tokens and the gates of select-and-pack attention add to the loss, their weights
+        included; part of `loss` where that is given.
+    kept_tokens, kept_masks, token_states, selected_tokens: As of [`FocusViTModelOutput`].
     """
 
     aux_loss: torch.Tensor | None = None
     kept_tokens: tuple[torch.Tensor, ...] | None = None
     kept_masks: tuple[torch.Tensor, ...] | None = None
     token_states: torch.Tensor | None = None
+    selected_tokens: tuple[torch.Tensor, ...] | None = None

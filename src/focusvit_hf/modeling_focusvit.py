@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -18,61 +17,20 @@ from .latent_attention import FocusViTAttention
 from .model_outputs import FocusViTImageClassifierOutput, FocusViTModelOutput, TokenStage
 from .positions import FocusViTLearnedPosition
 from .regions import Regions
+from .select_pack_attention import FocusViTSelectPackLayer, TokenSelection, check_masks
+from .selection_options import SELECT_PACK
 from .superpixel_maps import superpixel_map
 from .superpixel_options import SuperpixelOptions
 from .superpixel_pooling import pool_units
 from .token_choice import RATIO_WEIGHT, ratio_loss
-from .token_relevance import TokenObserver, image_seeds
+from .token_relevance import image_seeds
+from .token_selection import GATE_BIAS, FocusViTSelectionGate
 from .token_sparsification import FocusViTTokenSparsification, TokenChoice, TokenState, column_bias
-from .transformer_blocks import FocusViTDropPath, FocusViTLayerScale, FocusViTMLP, FocusViTPooler, FocusViTSwiGLU
+from .transformer_blocks import FocusViTLayerScale, FocusViTPooler
+from .transformer_layer import FocusViTLayer
 
 
 logger = logging.get_logger(__name__)
-
-
-class FocusViTLayer(GradientCheckpointingLayer):
-    r"""
-    A layer before which everything is normalised. `"full_attention"`: the layer of ViT. `"latent_attention"`:
-    Z ← Z + LLA(LN₁(Z), LN_x(X)); Z ← Z + MLP(LN₂(Z)), and the context X stays as it is.
-    """
-
-    def __init__(self, config: FocusViTConfig, layer_type: str, drop_path_rate: float):
-        super().__init__()
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if layer_type == "latent_attention":
-            self.layernorm_context = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = FocusViTAttention(config)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp: nn.Module = FocusViTSwiGLU(config) if config.mlp_type == "swiglu" else FocusViTMLP(config)
-        scaled = config.layer_scale is not None
-        self.attention_scale = FocusViTLayerScale(config) if scaled else None
-        self.mlp_scale = FocusViTLayerScale(config) if scaled else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = FocusViTDropPath(drop_path_rate)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        context: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        column_mask: torch.Tensor | None = None,
-        observer: TokenObserver | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        if context is not None:
-            context = self.layernorm_context(context)
-        attended, _, observed = self.attention(
-            self.layernorm_before(hidden_states), context, attention_mask, column_mask, observer, **kwargs
-        )
-        hidden_states = hidden_states + self._residual(attended, self.attention_scale)
-        hidden_states = hidden_states + self._residual(self.mlp(self.layernorm_after(hidden_states)), self.mlp_scale)
-        return hidden_states if observed is None else (hidden_states, observed)
-
-    def _residual(self, branch: torch.Tensor, scale: nn.Module | None) -> torch.Tensor:
-        if scale is not None:
-            branch = scale(branch)
-        # In evaluation both are identities, and for a single image even the call of a module takes time that shows.
-        return self.drop_path(self.dropout(branch)) if self.training else branch
 
 
 @auto_docstring
@@ -83,7 +41,12 @@ class FocusViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FocusViTEmbeddings", "FocusViTLayer", "FocusViTRelevancePredictor"]
+    _no_split_modules = [
+        "FocusViTEmbeddings",
+        "FocusViTLayer",
+        "FocusViTSelectPackLayer",
+        "FocusViTRelevancePredictor",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -101,6 +64,8 @@ class FocusViTPreTrainedModel(PreTrainedModel):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
             else:
                 init.lecun_normal_(module.weight)
+        elif isinstance(module, FocusViTSelectionGate):
+            init.constant_(module.bias, GATE_BIAS)
         elif isinstance(module, FocusViTLearnedPosition):
             init.trunc_normal_(module.table, std=std)
         elif isinstance(module, FocusViTEmbeddings):
@@ -126,7 +91,10 @@ class FocusViTModel(FocusViTPreTrainedModel):
         # Stochastic depth grows linearly with depth, from nothing in the first layer.
         rates = torch.linspace(0, config.drop_path_rate, len(self.layer_types), device="cpu").tolist()
         self.layers = nn.ModuleList(
-            [FocusViTLayer(config, kind, rate) for kind, rate in zip(self.layer_types, rates, strict=True)]
+            [
+                FocusViTSelectPackLayer(config, rate) if kind == SELECT_PACK else FocusViTLayer(config, kind, rate)
+                for kind, rate in zip(self.layer_types, rates, strict=True)
+            ]
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if "latent_attention" in self.layer_types:
@@ -239,6 +207,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         superpixel_ids: torch.Tensor | None = None,
+        selection_masks: torch.Tensor | None = None,
         output_stages: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FocusViTModelOutput:
@@ -246,6 +215,9 @@ class FocusViTModel(FocusViTPreTrainedModel):
         superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`, *optional*):
             Superpixel of each cell, values in [0, K), as `FocusViTImageProcessor` returns them. Computed from
             `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
+        selection_masks (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+            What matters in each image, in [0, 1], such as boxes or masks of objects: the gates of select-and-pack
+            attention learn from them, see `selection_loss`.
         output_stages (`bool`, *optional*, defaults to `False`):
             Whether to return `token_stages` and `units`, which dense outputs are made of.
         """
@@ -261,6 +233,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
         dtype = tokens.dtype
         state = TokenState(area, tokens.shape[1])
         choice = self._choice(pixel_values, tokens.shape[1])
+        selection = self._selection(pixel_values, superpixel_ids, selection_masks)
 
         # The query stream Z and the static context X. Until the first latent layer Z holds the tokens itself. A layer
         # on another device moves what it is given, and leaves there what it returns.
@@ -284,14 +257,19 @@ class FocusViTModel(FocusViTPreTrainedModel):
                 bias = column_bias(state, self.config, dtype)
             if layer_type == "latent_attention" and context is None:
                 stream, context = self._split_off_context(stream, state.count)
-            elif layer_type == "full_attention" and context is not None:
+            elif layer_type != "latent_attention" and context is not None:
                 stream, context = torch.cat((stream, context.to(stream.device)), dim=1), None
             length = stream.shape[1] + (0 if context is None else context.shape[1])
             mask = self._mask(bias, stream, length)
             observer = None if choice is None else choice.observer(index, state)
-            stream = layer(stream, context, mask, state.column_mask(length), observer, **kwargs)
-            if observer is not None:
-                stream, state.observed[index] = stream
+            if selection is not None and layer_type == SELECT_PACK:
+                of_patches = index < self.config.pooling_layer
+                stream, observed = selection(layer, stream, state, mask, observer, of_patches, **kwargs)
+            else:
+                stream = layer(stream, context, mask, state.column_mask(length), observer, **kwargs)
+                stream, observed = (stream, None) if observer is None else stream
+            if observed is not None:
+                state.observed[index] = observed
             if output_stages:
                 if pools_at_depth and index == self.config.pooling_layer:
                     region_ids = self._region_ids(pixel_values, superpixel_ids)
@@ -305,6 +283,7 @@ class FocusViTModel(FocusViTPreTrainedModel):
             pooler_output=pooled if self.pooler is None else self.pooler(pooled),
             patch_mean=self._patch_mean(sequence, state.weights() if context is None else None),
             **({} if choice is None else choice.outputs(sequence, state, ends_in_tokens=context is None)),
+            **({} if selection is None else selection.outputs()),
             **({"token_stages": tuple(stages), "units": units[0]} if output_stages else {}),
         )
 
@@ -316,6 +295,19 @@ class FocusViTModel(FocusViTPreTrainedModel):
             return superpixel_ids
         height, width = pixel_values.shape[-2:]
         return self.embeddings.tile_map(height, width, pixel_values.device, of_patches=before_pooling)
+
+    def _selection(
+        self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None, masks: torch.Tensor | None
+    ) -> TokenSelection | None:
+        """What selects tokens in the layers of select-and-pack attention, in this pass; None for a model without."""
+        if SELECT_PACK not in self.layer_types:
+            check_masks(self.config, pixel_values, masks)
+            return None
+
+        def region_ids(of_patches: bool) -> torch.Tensor:
+            return self._region_ids(pixel_values, superpixel_ids, before_pooling=of_patches)
+
+        return TokenSelection(self.config, pixel_values, masks, region_ids, self.training)
 
     def _choice(self, pixel_values: torch.Tensor, num_tokens: int) -> TokenChoice | None:
         """What chooses the tokens that stay, in this pass; None for a model in which all do."""
@@ -412,6 +404,7 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         superpixel_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        selection_masks: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FocusViTImageClassifierOutput:
         r"""
@@ -420,8 +413,10 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
             `pixel_values` when absent, which needs the configuration's `superpixel_method` to be `"torch"`.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Class of each image in [0, num_labels), or floating-point targets where `problem_type` says so.
+        selection_masks (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+            What matters in each image, in [0, 1], as [`FocusViTModel`] takes it.
         """
-        outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, **kwargs)
+        outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, selection_masks=selection_masks, **kwargs)
         features = outputs.pooler_output
         if self.config.classifier_pooling == "cls_patch_mean":
             features = torch.cat((features, outputs.patch_mean), dim=1)
@@ -431,6 +426,8 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         aux_loss = None
         if outputs.kept_masks is not None:
             aux_loss = RATIO_WEIGHT * ratio_loss(outputs.kept_masks, self.config.kept_shares)
+        if outputs.selection_loss is not None:
+            aux_loss = outputs.selection_loss if aux_loss is None else aux_loss + outputs.selection_loss.to(aux_loss)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
@@ -444,6 +441,7 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
             kept_tokens=outputs.kept_tokens,
             kept_masks=outputs.kept_masks,
             token_states=outputs.token_states,
+            selected_tokens=outputs.selected_tokens,
         )
 
 

@@ -13,9 +13,10 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_focusvit import FocusViTConfig
 from .lay_back import values_of_cells
 from .model_outputs import TokenStage
-from .modeling_focusvit import FocusViTLayer, FocusViTModel, FocusViTPreTrainedModel
+from .modeling_focusvit import FocusViTModel, FocusViTPreTrainedModel
 from .segmentation_head import FocusViTSegmentationHead
 from .segmentation_options import require_dense
+from .transformer_layer import FocusViTLayer
 
 
 @dataclass
@@ -24,9 +25,15 @@ class FocusViTSemanticSegmenterOutput(SemanticSegmenterOutput):
     superpixel_ids (`torch.LongTensor` of shape `(batch_size, height / cell, width / cell)`):
         The region of each cell, at the resolution of the logits: superpixels, tiles of a grid or patches. With it
         `FocusViTImageProcessor.post_process_semantic_segmentation` can follow the borders of superpixels.
+    aux_loss (`torch.FloatTensor` of shape `()`, *optional*):
+        What the gates of select-and-pack attention add to the loss, as `selection_loss` of [`FocusViTModelOutput`];
+        part of `loss` where that is given.
+    selected_tokens: As of [`FocusViTModelOutput`].
     """
 
     superpixel_ids: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    selected_tokens: tuple[torch.Tensor, ...] | None = None
 
 
 class FocusViTDenseModel(FocusViTPreTrainedModel):
@@ -78,6 +85,7 @@ class FocusViTForSemanticSegmentation(FocusViTDenseModel):
         pixel_values: torch.Tensor | None = None,
         superpixel_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        selection_masks: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FocusViTSemanticSegmenterOutput:
         r"""
@@ -85,22 +93,34 @@ class FocusViTForSemanticSegmentation(FocusViTDenseModel):
             Superpixel of each cell, as [`FocusViTModel`] takes it.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel in [0, num_labels), or `semantic_loss_ignore_index` where it does not count.
+        selection_masks (`torch.FloatTensor` of shape `(batch_size, height, width)`, *optional*):
+            What matters in each image, in [0, 1], as [`FocusViTModel`] takes it.
         """
         if labels is not None and pixel_values is not None:
             self._check_labels(labels, pixel_values)
-        outputs = self.focusvit(pixel_values, superpixel_ids=superpixel_ids, output_stages=True, **kwargs)
+        outputs = self.focusvit(
+            pixel_values,
+            superpixel_ids=superpixel_ids,
+            selection_masks=selection_masks,
+            output_stages=True,
+            **kwargs,
+        )
         stage = outputs.token_stages[-1]
         cells = outputs.units if self.config.uses_cell_features else None
         logits = self.segmentation_head(self._tokens(stage), stage.region_ids, cells)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index, **kwargs)
+            added = outputs.selection_loss
+            loss = loss if added is None else loss + added.to(loss)
         return FocusViTSemanticSegmenterOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             superpixel_ids=stage.region_ids.expand(logits.shape[0], -1, -1),
+            aux_loss=outputs.selection_loss,
+            selected_tokens=outputs.selected_tokens,
         )
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:

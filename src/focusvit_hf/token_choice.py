@@ -29,22 +29,44 @@ def masked_softmax(scores: torch.Tensor, kept: torch.Tensor, self_loop: bool) ->
     return rates / rates.sum(dim=-1, keepdim=True)
 
 
-def straight_through_choice(scores: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def straight_through_choice(
+    scores: torch.Tensor, kept: torch.Tensor | None = None, threshold: float = 0.5, count: int | None = None
+) -> torch.Tensor:
     """
     A hard choice with the gradient of a soft one: Gumbel-softmax over "keep" and "drop" at temperature 1, of which
     only the difference of the two Gumbel variables, a logistic one, is needed. What was dropped stays dropped.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, T)`): Logits of keeping each token.
-        kept (`torch.FloatTensor` of shape `(batch_size, T)`): The mask so far.
+        kept (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*): The mask so far; by default all are there.
+        threshold (`float`, *optional*, defaults to 0.5): The soft choice from which on the hard one is to keep.
+        count (`int`, *optional*): How many tokens of each image are kept, instead of those above the threshold.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, T)`: 0 exactly, or 1 up to rounding.
     """
     uniform = torch.rand_like(scores, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
     soft = (scores.float() + uniform.log() - (-uniform).log1p()).sigmoid()
-    hard = (soft > 0.5).to(soft.dtype)
-    return (hard - soft.detach() + soft) * kept
+    if kept is None:
+        return straight_through(soft, threshold, count)
+    # Where a number is wanted, those that are there come first, whatever their scores.
+    ranked = None if count is None else soft.detach() + kept.detach().round()
+    return straight_through(soft, threshold, count, ranked) * kept
+
+
+def straight_through(
+    soft: torch.Tensor, threshold: float = 0.5, count: int | None = None, ranked: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    `soft` in 0..1, `(batch_size, T)`, made hard, with the gradient that it had: 1 from `threshold` on, or for the
+    `count` tokens of each image that are the largest of `ranked`, by default of `soft` itself; 0 elsewhere.
+    """
+    if count is None:
+        hard = (soft >= threshold).to(soft.dtype)
+    else:
+        largest = (soft if ranked is None else ranked).detach().topk(count, dim=1).indices
+        hard = torch.zeros_like(soft).scatter(1, largest, 1.0)
+    return hard - soft.detach() + soft
 
 
 def ratio_loss(masks: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:

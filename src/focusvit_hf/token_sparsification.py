@@ -30,6 +30,8 @@ class TokenState:
             Which of the N tokens is left; all of them where it is None. A fused token has none.
         kept (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*):
             In training with a learned choice no token leaves: 1 for one that is kept, 0 for a dropped one.
+        scores (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*):
+            What the gate of the last layer of select-and-pack attention said of each token; the next one inherits it.
         num_fused (`int`): 1 where a fused token stands behind the others, else 0.
         observed (`dict`): What layers told of their attention, by the number of the layer, for the tokens left.
     """
@@ -39,6 +41,7 @@ class TokenState:
     sizes: torch.Tensor | None = None
     places: torch.Tensor | None = None
     kept: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
     num_fused: int = 0
     observed: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -71,8 +74,20 @@ class TokenState:
             return None if value is None else value.to(device)
 
         observed = {index: told.to(device) for index, told in self.observed.items()}
-        sizes, places, kept = moved(self.sizes), moved(self.places), moved(self.kept)
-        return replace(self, area=self.area.to(device), sizes=sizes, places=places, kept=kept, observed=observed)
+        new = replace(self, area=self.area.to(device), observed=observed)
+        new.sizes, new.places, new.kept = moved(self.sizes), moved(self.places), moved(self.kept)
+        new.scores = moved(self.scores)
+        return new
+
+    def inherited(self, stay: torch.Tensor, num_fused: int) -> torch.Tensor | None:
+        """
+        The scores of the tokens at the places `stay` `(batch_size, k)`. A fused token behind them is a new one, of
+        which no layer said anything.
+        """
+        if self.scores is None:
+            return None
+        lowest = torch.finfo(self.scores.dtype).min
+        return nn.functional.pad(gather_tokens(self.scores, stay), (0, num_fused), value=lowest)
 
 
 def column_bias(state: TokenState, config: FocusViTConfig, dtype: torch.dtype) -> torch.Tensor | None:
@@ -128,7 +143,7 @@ class FocusViTTokenSparsification(nn.Module):
     def _num_descriptors(self, layer: int) -> int:
         """Six numbers a head, three where there are only latent layers, whose tokens are no queries."""
         kinds = self.config.layer_types or []
-        return 6 if any(kinds[index] == "full_attention" for index in self.window(layer)) else 3
+        return 6 if any(kinds[index] != "latent_attention" for index in self.window(layer)) else 3
 
     def stages(self, num_tokens: int) -> dict[int, int]:
         """How many tokens are left before each layer that changes their number."""
@@ -197,7 +212,7 @@ class FocusViTTokenSparsification(nn.Module):
         observed = {index: gather_tokens(told, stay) for index, told in state.observed.items()}
         new = replace(state, area=area, places=places, observed=observed)
         if self.config.sparsification_mode == "drop":
-            return chosen, new
+            return chosen, replace(new, scores=state.inherited(stay, 0))
         candidates = scores.shape[1]
         old = torch.arange(candidates, state.count, device=rest.device).expand(rest.shape[0], -1)
         rest = torch.cat((rest, old), dim=1)
@@ -207,7 +222,7 @@ class FocusViTTokenSparsification(nn.Module):
         sizes, lost_sizes = gather_tokens(sizes, stay), gather_tokens(sizes, rest).sum(dim=1, keepdim=True)
         new.area = torch.cat((area, lost.sum(dim=1, keepdim=True)), dim=1)
         new.sizes = torch.cat((sizes, lost_sizes), dim=1)
-        new.num_fused = 1
+        new.num_fused, new.scores = 1, state.inherited(stay, 1)
         return torch.cat((chosen, fused), dim=1), new
 
     def _mask(self, tokens: torch.Tensor, state: TokenState, scores: torch.Tensor) -> tuple[torch.Tensor, TokenState]:
@@ -232,7 +247,9 @@ class FocusViTTokenSparsification(nn.Module):
         new_area = torch.cat((area.expand(batch, -1), lost.sum(dim=1, keepdim=True)), dim=1)
         new_sizes = torch.cat((sizes.expand(batch, -1), lost_sizes), dim=1)
         sequence = torch.cat((tokens[:, :candidates], fused), dim=1)
-        return sequence, replace(state, area=new_area, sizes=new_sizes, kept=mask, num_fused=1)
+        every = torch.arange(candidates, device=tokens.device).expand(batch, -1)
+        new = replace(state, area=new_area, sizes=new_sizes, kept=mask, num_fused=1)
+        return sequence, replace(new, scores=state.inherited(every, 1))
 
     def _merge(
         self, tokens: torch.Tensor, state: TokenState, layer: int, count: int
@@ -247,6 +264,7 @@ class FocusViTTokenSparsification(nn.Module):
         new = replace(
             state, area=merged_sums(area, *matched), sizes=merged_sums(sizes, *matched), places=places, observed={}
         )
+        new.scores = state.inherited(stay, 0)
         return merge_tokens(tokens, area, *matched), new
 
 

@@ -10,16 +10,24 @@ from .configuration_focusvit import FocusViTConfig
 
 
 class FocusViTDropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the images."""
+    """
+    Stochastic depth (Huang et al. 2016): drops a residual branch for a random share `rate` of the images. Of packed
+    tokens `(total, hidden_size)` the image of each one is given, and the number of the images.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, images: torch.Tensor | None = None, num_images: int = 0
+    ) -> torch.Tensor:
         if self.rate == 0.0 or not self.training:
             return hidden_states
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        if images is None:
+            kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        else:
+            kept = hidden_states.new_empty(num_images, 1).bernoulli_(1 - self.rate)[images]
         return hidden_states * kept / (1 - self.rate)
 
 

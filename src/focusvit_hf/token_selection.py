@@ -1,0 +1,113 @@
+"""
+Which tokens a layer of select-and-pack attention (SPA, arXiv 2410.23608) selects, and what its gate is taught: masks
+of what matters in an image, a saliency, or a share of FLOPs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .regions import Regions
+from .token_choice import straight_through
+
+
+# A new gate lets nearly everything through, sigmoid(4) = 0.98, so that a trained ViT is nearly what it was.
+GATE_BIAS = 4.0
+# Spread of what counts as the surroundings of a region, in units of the image (Cheng et al. 2011 use √0.4 of it, for
+# objects that fill the image).
+_SURROUNDINGS = 0.25
+
+
+class FocusViTSelectionGate(nn.Linear):
+    """
+    Scores of tokens, s = max(f(r), s_up): f is linear from the normalised tokens r to one number, s_up the score of
+    the same token in the layer before. Its initial bias is [`GATE_BIAS`].
+
+    Args of `forward`:
+        tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): r.
+        inherited (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*): s_up.
+
+    Returns `(batch_size, T)` float32, logits.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1)
+
+    def forward(self, tokens: torch.Tensor, inherited: torch.Tensor | None = None) -> torch.Tensor:
+        scores = super().forward(tokens).squeeze(-1).float()
+        return scores if inherited is None else torch.maximum(scores, inherited.to(scores.device))
+
+
+def region_means(cells: torch.Tensor, ids: torch.Tensor, num_regions: int) -> torch.Tensor:
+    """
+    The mean of each region's cells; of a region without cells it is 0.
+
+    Args:
+        cells (`torch.FloatTensor` of shape `(batch_size, channels, rows, columns)`): Values of the cells.
+        ids (`torch.LongTensor` of shape `(batch_size or 1, rows, columns)`): Region of each cell.
+        num_regions (`int`): N.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, N, channels)`.
+    """
+    regions = Regions(ids, num_regions)
+    sums = regions.sums(cells.float().flatten(2).transpose(1, 2))
+    return sums / regions.moments[..., :1].clamp(min=1)
+
+
+def region_saliency(colours: torch.Tensor, geometry: torch.Tensor) -> torch.Tensor:
+    """
+    How much each region stands out from its surroundings: the mean of the distances of its colour from those of the
+    others, weighted by their areas and their nearness (the spatially weighted region contrast of Cheng et al. 2011).
+
+    Args:
+        colours (`torch.FloatTensor` of shape `(batch_size, N, channels)`): The mean colour of each region.
+        geometry (`torch.FloatTensor` of shape `(batch_size or 1, N, 5)`): See [`~regions.geometry`].
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, N)`, at least 0, in the unit of the colours.
+    """
+    places, areas = geometry[..., :2], geometry[..., 2]
+    nearness = (-torch.cdist(places, places).square() / (2 * _SURROUNDINGS**2)).exp() * areas[..., None, :]
+    distances = torch.cdist(colours, colours)
+    return (nearness * distances).sum(dim=2) / nearness.sum(dim=2).clamp(min=1e-12)
+
+
+def largest_share(values: torch.Tensor, share: float) -> torch.Tensor:
+    """1 for the ⌊N·share + 1e-6⌋ largest of each row, at least one, 0 for the others: `(batch_size, N)` float32."""
+    count = max(1, int(values.shape[1] * share + 1e-6))
+    return torch.zeros_like(values, dtype=torch.float32).scatter(1, values.topk(count, dim=1).indices, 1.0)
+
+
+def selection_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean binary cross entropy of scores `(batch_size, T)`, logits, with targets in [0, 1]."""
+    return nn.functional.binary_cross_entropy_with_logits(scores.float(), targets.to(scores.device))
+
+
+def cost_share(
+    counts: torch.Tensor, num_tokens: int, others: int, hidden_size: int, intermediate_size: int
+) -> torch.Tensor:
+    """
+    What a layer costs in which `counts` of `num_tokens` tokens are selected, beside a dense one, in 0..1. A token
+    costs 4·D² multiplications in the projections of attention, 2·D·I in the MLP, and 2·D for each one it attends to.
+
+    Args:
+        counts (`torch.FloatTensor` of shape `(batch_size,)`): Tokens selected.
+        num_tokens, others (`int`): N, and the tokens that are always selected.
+        hidden_size, intermediate_size (`int`): D, I.
+    """
+    by_token = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
+
+    then, now = num_tokens + others, counts + others
+    return now * (by_token + 2 * hidden_size * now) / (then * (by_token + 2 * hidden_size * then))
+
+
+def budget_loss(shares: Sequence[torch.Tensor], budget: float) -> torch.Tensor:
+    """The squared distance of the mean cost of a batch, over its images and its layers, from the `budget`."""
+    return (torch.stack([share.mean() for share in shares]).mean() - budget).square()
+
+
+def selected_softly(scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """What inference selects, 0 or 1 up to rounding, with the gradient of the scores' sigmoid: `(batch_size, T)`."""
+    return straight_through(scores.float().sigmoid(), threshold)
