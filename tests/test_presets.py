@@ -11,10 +11,16 @@ PRESETS = ROOT / "src" / "focusvit_hf" / "presets"
 
 def test_presets_are_valid_and_their_controls_differ_in_one_thing():
     presets = {path.stem: json.loads(path.read_text()) for path in PRESETS.glob("*.json")}
-    assert len(presets) == 14
+    assert len(presets) == 16
     for name in ("tiny", "small"):
         added = {"sparsification_layers": [3, 6, 9], "keep_ratio": 0.7, "sparsification_relevance": "learned"}
         assert {**presets[f"focusvit-{name}-dense"], **added} == presets[f"spot-{name}"]
+        half = presets[f"focusvit-{name}-dense"]["num_hidden_layers"] // 2
+        layers = ["full_attention"] * half + ["select_pack_attention"] * half
+        added = {"select_threshold": 0.5, "select_budget": 0.3, "select_supervision": "budget"}
+        spa = presets[f"spa-{name}"]
+        assert {**presets[f"focusvit-{name}-dense"], **added, "layer_types": layers} == spa
+        FocusViTConfig(**spa)
     for name in ("nano", "tiny", "small", "base"):
         config, grid, dense = (presets[f"focusvit-{name}{control}"] for control in ("", "-grid", "-dense"))
         assert {**config, "patch_pooling": "grid"} == grid
