@@ -190,7 +190,8 @@ class Loop:
         logits = outputs["logits"]
         loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
         if self.setup.distillation is not None:
-            loss = self.setup.distillation.mixed(loss, logits, batch["pixel_values"], **view)
+            pixels = batch["pixel_values"]
+            loss = self.setup.distillation.mixed(loss, logits, pixels, **view, outputs=outputs)
         return with_aux_loss(loss, outputs)
 
     def _due(self, strategy: str, interval: float) -> bool:

@@ -8,6 +8,7 @@ import run_classification
 import run_classification_no_trainer
 from blobs import flags
 from focusvit_hf import FocusViTForImageClassification
+from focusvit_hf.training.distillation import Distillation
 from focusvit_hf.training.objective import parameter_groups
 from focusvit_hf.training.sparsification import (
     FrozenBackbone,
@@ -148,3 +149,44 @@ def test_both_scripts_let_predictors_learn_alone_at_first(blob_dir, tmp_path, sc
     assert all(is_predictor(name) for name in names)
     with pytest.raises(ValueError, match="sparsification_relevance='learned' for --predictor_learning_rate"):
         script.main(flags(blob_dir, tmp_path / "none", max_steps=1, predictor_learning_rate=1e-2))
+
+
+def test_the_tokens_of_a_dense_teacher_are_part_of_the_loss(tiny_model, pixels, tmp_path):
+    model = tiny_model(**SPOT).train()
+    dense = tiny_model(**{**SPOT, "sparsification_layers": []})
+    config = model.config
+    about = (dense, config, config.image_mean, config.image_std)
+    trainer = FocusViTTrainer(
+        model,
+        arguments(tmp_path),
+        data_collator=default_data_collator,
+        distillation=Distillation(*about, token_weight=0.25),
+    )
+    inputs = {"pixel_values": pixels, "labels": torch.arange(4)}
+    torch.manual_seed(0)
+    loss = trainer.compute_loss(model, inputs)
+    torch.manual_seed(0)
+    outputs = model(pixels)
+    with torch.no_grad():
+        tokens = dense.focusvit(pixels).last_hidden_state[:, config.num_prefix_tokens :]
+    without = torch.nn.functional.cross_entropy(outputs.logits, torch.arange(4))
+    expected = Distillation(*about).mixed(without, outputs.logits, pixels) + outputs.aux_loss
+    added = token_distillation_loss(outputs, tokens)
+    assert added > 0
+    torch.testing.assert_close(loss, expected + 0.25 * added)
+    assert not dense.focusvit._forward_hooks
+
+
+def test_tokens_that_cannot_be_compared_are_refused(tiny_model):
+    config = tiny_model(**SPOT).config
+    normalisation = (config.image_mean, config.image_std)
+    dense = tiny_model(**{**SPOT, "sparsification_layers": []})
+    for teacher, student, message in (
+        (dense, dense.config, "student with sparsification_layers"),
+        (lambda images: images, config, "ViT of Transformers"),
+        (tiny_model(**{**SPOT, "sparsification_layers": [], "hidden_size": 64}), config, "hidden_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Distillation(teacher, student, *normalisation, token_weight=0.5)
+    with pytest.raises(ValueError, match="distillation_token_weight"):
+        Distillation(dense, config, *normalisation, token_weight=-1.0)

@@ -36,6 +36,7 @@ HYPERPARAMETERS = (
     "distillation_type",
     "distillation_alpha",
     "distillation_temperature",
+    "distillation_token_weight",
     "augmentation",
     "class_weights",
     "overlap_loss_weight",

@@ -129,6 +129,10 @@ class TrainingArguments(HfTrainingArguments):
     distillation_temperature: float = field(
         default=3.0, metadata={"help": "What scores are divided by before soft distillation compares them."}
     )
+    distillation_token_weight: float = field(
+        default=0.0,
+        metadata={"help": "The weight of the teacher's tokens in the loss, where the student's leave on the way."},
+    )
     predictor_learning_rate: float | None = field(
         default=None,
         metadata={"help": "The learning rate of predictors of relevance; by default that of all parameters."},
@@ -199,7 +203,7 @@ _LEAST = {
     **dict.fromkeys(("save_total_limit", "shuffle_buffer_size"), (1, True)),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (0, False)),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, True)),
-    **dict.fromkeys(("predictor_learning_rate", "frozen_epochs"), (0, True)),
+    **dict.fromkeys(("predictor_learning_rate", "frozen_epochs", "distillation_token_weight"), (0, True)),
     **dict.fromkeys(("dataloader_num_workers", "train_val_split", "label_smoothing_factor"), (0, True)),
 }
 _BELOW_ONE = ("train_val_split", "label_smoothing_factor")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_sizes import fixed_size
+from .sparsification import token_distillation_loss
 from .teacher_bank import TeacherBank
 
 
@@ -99,10 +101,14 @@ class Distillation:
             classes or has them in another order. Without it both have to know the same classes in the same order,
             which is checked by their names where the teacher is a model of Transformers.
         bank ([`~teacher_bank.TeacherBank`], *optional*): Where the answers for views that come again are kept.
+        token_weight (`float`, *optional*, defaults to 0.0):
+            Of [`~sparsification.token_distillation_loss`], which is added where the student's tokens leave on the way
+            and the teacher is a dense ViT of as many tokens and channels.
 
     Raises:
-        ValueError: If a number is out of range, if a class is named twice or not known to the teacher, and where
-            teacher and student do not name the same classes in the same order.
+        ValueError: If a number is out of range, if a class is named twice or not known to the teacher, where
+            teacher and student do not name the same classes in the same order, and where tokens are to be compared
+            that one of both does not have.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class Distillation:
         kind: str = "soft",
         classes: Sequence[int] | None = None,
         bank: TeacherBank | None = None,
+        token_weight: float = 0.0,
     ):
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"expected 0 <= distillation_alpha <= 1, got {alpha}")
@@ -124,6 +131,11 @@ class Distillation:
             raise ValueError(f"expected a distillation_temperature above 0, got {temperature}")
         if kind not in DISTILLATION_TYPES:
             raise ValueError(f"expected distillation_type to be one of {DISTILLATION_TYPES}, got {kind!r}")
+        if not 0.0 <= token_weight < math.inf:
+            raise ValueError(f"expected a distillation_token_weight of at least 0, got {token_weight}")
+        if token_weight:
+            _check_tokens(teacher, config)
+        self.token_weight, self._num_tokens = token_weight, config.num_tokens
         self.num_labels = len(config.id2label or {})
         self.classes = None if classes is None else _checked_classes(classes, self.num_labels)
         if isinstance(teacher, PreTrainedModel):
@@ -147,7 +159,6 @@ class Distillation:
         # (x - mean) / std of x = own_std pixels + own_mean
         self._scale, self._shift = own_std / std, (own_mean - mean) / std
 
-    @torch.no_grad()
     def teacher_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         What the teacher answers, `(batch_size, num_labels)`.
@@ -159,6 +170,11 @@ class Distillation:
         Raises:
             ValueError: If the answers are no logits of the classes that the student knows.
         """
+        return self._told(pixel_values)[0]
+
+    @torch.no_grad()
+    def _told(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The teacher's logits, and where they have a weight its tokens behind class token and registers."""
         device = pixel_values.device
         pixels = pixel_values.float() * self._scale.to(device) + self._shift.to(device)
         if self.size is not None and tuple(pixels.shape[-2:]) != self.size:
@@ -167,8 +183,10 @@ class Distillation:
             self.teacher.to(device)
             # A module without parameters takes what it is given.
             pixels = pixels.to(next(self.teacher.parameters(), pixels).dtype)
+        tokens: list[torch.Tensor] = []
         named = isinstance(self.teacher, PreTrainedModel)
-        answer = self.teacher(pixel_values=pixels) if named else self.teacher(pixels)
+        with self._watched(tokens):
+            answer = self.teacher(pixel_values=pixels) if named else self.teacher(pixels)
         logits = getattr(answer, "logits", answer)
         least = self.num_labels if self.classes is None else max(self.classes) + 1
         fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == len(pixels)
@@ -179,7 +197,23 @@ class Distillation:
                 f"expected logits of shape {expected} from the teacher, got {got}; "
                 "--teacher_classes chooses among a teacher's classes"
             )
-        return logits if self.classes is None else logits[:, self.classes]
+        return logits if self.classes is None else logits[:, self.classes], tokens[0] if tokens else None
+
+    @contextlib.contextmanager
+    def _watched(self, tokens: list[torch.Tensor]) -> Iterator[None]:
+        """While it is entered, the teacher's final states of its tokens are appended, where they have a weight."""
+        if not self.token_weight:
+            yield
+            return
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            tokens.append(output.last_hidden_state[:, -self._num_tokens :])
+
+        handle = cast(PreTrainedModel, self.teacher).base_model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def answers(
         self, pixel_values: torch.Tensor, image_indices: torch.Tensor | None, views: torch.Tensor | None
@@ -202,6 +236,7 @@ class Distillation:
         pixel_values: torch.Tensor,
         image_indices: torch.Tensor | None = None,
         views: torch.Tensor | None = None,
+        outputs: Any = None,
     ) -> torch.Tensor:
         """
         The loss of a training step.
@@ -212,9 +247,17 @@ class Distillation:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): What it sees.
             image_indices, views (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Which view of which training image each is; needed where there is a bank.
+            outputs (`FocusViTForImageClassificationOutput`, *optional*):
+                All that the student answers; needed with a `token_weight`.
         """
-        told = distillation_loss(logits, self.answers(pixel_values, image_indices, views), self.temperature, self.kind)
-        return (1 - self.alpha) * loss + self.alpha * told
+        tokens = None
+        if self.bank is None:
+            answers, tokens = self._told(pixel_values)
+        else:
+            answers = self.answers(pixel_values, image_indices, views)
+        told = distillation_loss(logits, answers, self.temperature, self.kind)
+        mixed = (1 - self.alpha) * loss + self.alpha * told
+        return mixed if tokens is None else mixed + self.token_weight * token_distillation_loss(outputs, tokens)
 
 
 def load_teacher_function(path: str, config: FocusViTConfig, **options: Any) -> Distillation:
@@ -257,6 +300,7 @@ def load_distillation(
     kind: str = "soft",
     dtype: torch.dtype = torch.float32,
     classes: Sequence[int] | None = None,
+    token_weight: float = 0.0,
     **hub: Any,
 ) -> Distillation:
     """
@@ -265,7 +309,7 @@ def load_distillation(
     Args:
         name (`str`): An image classifier, a folder or a name on the Hub.
         config ([`FocusViTConfig`]): The student's.
-        alpha, temperature, kind, classes: See [`Distillation`].
+        alpha, temperature, kind, classes, token_weight: See [`Distillation`].
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): What the teacher computes in.
         hub: Options of `from_pretrained`, such as `token`.
 
@@ -288,7 +332,9 @@ def load_distillation(
     if problems:
         raise ValueError(f"expected all weights of the teacher in {name}, got none that fit for {problems[:4]}")
     mean, std = _normalisation(processor)
-    return Distillation(teacher, config, mean, std, _size(processor, teacher), alpha, temperature, kind, classes)
+    size = _size(processor, teacher)
+    options: dict[str, Any] = {"classes": classes, "token_weight": token_weight}
+    return Distillation(teacher, config, mean, std, size, alpha, temperature, kind, **options)
 
 
 def _checked_size(size: Any) -> tuple[int, int] | None:
@@ -309,6 +355,18 @@ def _checked_classes(classes: Sequence[int], num_labels: int) -> list[int]:
             f"classes, got {list(classes)}"
         )
     return list(classes)
+
+
+def _check_tokens(teacher: Any, config: FocusViTConfig) -> None:
+    """ValueError where teacher and student have no tokens that can be compared."""
+    if not config.sparsification_layers:
+        raise ValueError("expected a student with sparsification_layers with --distillation_token_weight, got another")
+    own = getattr(getattr(teacher, "config", None), "hidden_size", None)
+    if not isinstance(teacher, PreTrainedModel) or own != config.hidden_size:
+        raise ValueError(
+            "expected a ViT of Transformers with the student's hidden_size as the teacher with "
+            f"--distillation_token_weight, {config.hidden_size}, got {type(teacher).__name__} with {own}"
+        )
 
 
 def _check_labels(teacher: Mapping[Any, str], student: Mapping[Any, str]) -> None:

@@ -56,6 +56,8 @@ def make_distillation(
             "expected one of --teacher, --teacher_model_name_or_path, got "
             f"{args.teacher} and {args.teacher_model_name_or_path}"
         )
+    if args.teacher_bank is not None and args.distillation_token_weight:
+        raise ValueError("expected no --teacher_bank with --distillation_token_weight, since it keeps logits alone")
     if args.teacher_bank is not None:
         _refuse_without_views(args, augmentation, split)
     options: dict[str, Any] = {
@@ -63,6 +65,7 @@ def make_distillation(
         "temperature": args.distillation_temperature,
         "kind": args.distillation_type,
         "classes": args.teacher_classes,
+        "token_weight": args.distillation_token_weight,
     }
     if args.teacher is not None:
         distillation = load_teacher_function(args.teacher, config, **options)

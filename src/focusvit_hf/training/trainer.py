@@ -149,7 +149,7 @@ class FocusViTTrainer(Trainer):
         if labels.is_floating_point():
             require_probabilities(labels)
         if model.training and self.distillation is not None:
-            loss = self.distillation.mixed(loss, logits, inputs["pixel_values"], **view)
+            loss = self.distillation.mixed(loss, logits, inputs["pixel_values"], **view, outputs=outputs)
         if model.training:
             loss = with_aux_loss(loss, outputs)
         return (loss, outputs) if return_outputs else loss
