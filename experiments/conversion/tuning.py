@@ -32,6 +32,7 @@ class Plan:
         teacher_weight, token_weight (`float`):
             Of the dense ViT's answers and of its tokens in the loss, with a teacher; the tokens' where tokens leave.
         max_grad_norm (`float`): Largest norm of the gradients.
+        precision (`str`): `"float32"`, or `"bfloat16"` (autocast); a model is measured in float32.
     """
 
     epochs: int = 5
@@ -46,6 +47,7 @@ class Plan:
     teacher_weight: float = 0.5
     token_weight: float = 0.5
     max_grad_norm: float = 1.0
+    precision: str = "float32"
 
 
 def tune(
@@ -73,6 +75,10 @@ def tune(
     """
     torch.manual_seed(seed)
     on_device(model, device).train()
+    # SDPA's backward pass in bfloat16 is slow on a CPU.
+    attention = model.config._attn_implementation
+    if plan.precision == "bfloat16":
+        model.set_attn_implementation("eager")
     groups = parameter_groups(model, plan.weight_decay)
     optimizer = torch.optim.AdamW(with_predictor_rate(groups, model, plan.predictor_rate), lr=plan.learning_rate)
     steps = len(pictures) // plan.batch_size
@@ -94,6 +100,7 @@ def tune(
         mean = float(torch.stack(losses).mean())
         require_finite(mean, (epoch + 1) * steps)
         history.append({"loss": mean, "seconds": round(time.perf_counter() - begin, 1)})
+    model.set_attn_implementation(attention)
     model.eval()
     return history
 
@@ -110,10 +117,12 @@ def _losses(
     augmentation = Recipe(batch_size=plan.batch_size, crop_scale=plan.crop_scale, jitter=plan.jitter)
     for images, labels in batches(pictures, model.config, augmentation, generator):
         inputs = moved(model_inputs(model.config, images), device)
-        outputs: Any = model(**inputs)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
+        with autocast:
+            outputs: Any = model(**inputs)
         loss = soft_cross_entropy(outputs.logits, labels.to(device), plan.label_smoothing)
         if teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), autocast:
                 states = teacher.focusvit(inputs["pixel_values"])
                 answers = teacher.classifier(states.pooler_output)
             told = distillation_loss(outputs.logits, answers, temperature=1.0)

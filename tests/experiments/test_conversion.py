@@ -87,7 +87,11 @@ def test_only_predictors_learn_while_the_backbone_rests(pictures, dense):
     for frozen in (1, 0):
         model = curve.made(dense, row)
         before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-        tune(model, dense, Plan(epochs=1, batch_size=8, frozen_epochs=frozen), 0, pictures, CPU)
+        precision = "bfloat16" if frozen else "float32"
+        plan = Plan(epochs=1, batch_size=8, frozen_epochs=frozen, precision=precision)
+        attention = model.config._attn_implementation
+        tune(model, dense, plan, 0, pictures, CPU)
+        assert model.config._attn_implementation == attention
         moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
         assert any("predictors" in name for name in moved)
         assert all("predictors" in name for name in moved) == bool(frozen)
@@ -97,7 +101,14 @@ def test_the_program_makes_what_is_missing_and_the_table_compares(pictures, fold
     monkeypatch.setattr(curve, "training_and_evaluation", lambda *args: (pictures, pictures))
     options = ["--results", str(tmp_path), "--epochs", "1", "--batch_size", "8", "--repeats", "1"]
     families = ["--families", "attention_drop", "random", "learned", "--budgets", "0.75"]
-    curve.main([str(folder), *options, *families, "--learning", "at_once", "distilled", "--limit", "12"])
+    command = [str(folder), *options, *families, "--learning", "at_once", "distilled", "--limit", "12"]
+    curve.main([*command, "--repeats", "0"])
+    untimed = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert not any("throughput" in result for result in untimed.values())
+    curve.main(command)
+    for path in tmp_path.glob("*.json"):
+        timed = json.loads(path.read_text())
+        assert timed.pop("throughput")["to_dense"] > 0 and timed == untimed[path.name]
     written = sorted(path.name for path in tmp_path.glob("*.json"))
     assert written == [
         "attention_drop_75-at_once-seed0.json",
@@ -109,7 +120,7 @@ def test_the_program_makes_what_is_missing_and_the_table_compares(pictures, fold
         "random_75-distilled-seed0.json",
     ]
     times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.json"))]
-    curve.main([str(folder), *options, *families, "--learning", "at_once", "distilled", "--limit", "12"])
+    curve.main(command)
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.json"))]
     conversion_table.main(["--results", str(tmp_path), "--tables", str(tmp_path / "tables")])
     text = (tmp_path / "tables" / "conversion_224.md").read_text()

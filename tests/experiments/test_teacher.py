@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 from transformers import ViTForImageClassification
 
+from cards import PATTERN
 from experiments.micro.data import Pictures
 from experiments.teacher import bank, keep, train
-from focusvit_hf import FocusViTForImageClassification
+from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
+from focusvit_hf.hub.model_card import check_card
 
 
 CONFIG = {
@@ -151,6 +154,28 @@ def test_the_dense_pupil_is_kept_as_a_plain_vit(stand_in, tmp_path, monkeypatch)
     assert f"accuracy: {accuracy:.4f}" in card and "Taught, not trained from scratch" in card
     with pytest.raises(ValueError, match="expected a new or an empty folder"):
         keep.keep(tmp_path / "run", tmp_path / "vit-tiny")
+
+
+def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "load_pictures", pictures)
+    changes = {"embedding_type": "conv", "patch_pooling": "superpixel", "position_embedding_type": "dynamic"}
+    config = {**CONFIG, **changes, "num_superpixels": 9}
+    train.run(
+        train.Recipe(**{**RECIPE, "config": config, "stages": [[224, 1]], "guidance": 0}),
+        tmp_path / "run",
+        tmp_path / "bank",
+        "test",
+        every=1,
+    )
+    accuracy = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine")
+    text = (tmp_path / "focusvit-mine" / "README.md").read_text()
+    assert PATTERN.match(text)["location"] == "model_cards/focusvit-mine"
+    check_card(ModelCard(text))
+    assert f"accuracy: {accuracy:.4f}" in text and "Taught, not trained from scratch" in text
+    log = json.loads((tmp_path / "focusvit-mine" / "training_log.json").read_text())
+    assert log["figures"]["test_accuracy"] == accuracy <= log["figures"]["test_top_5_accuracy"]
+    processor = FocusViTImageProcessor.from_pretrained(tmp_path / "focusvit-mine")
+    assert processor.num_superpixels == 9
 
 
 def test_choices_are_made_on_images_that_are_held_out(stand_in, tmp_path):
