@@ -152,7 +152,10 @@ def keep(run: Path, target: Path, data: Path = DATA) -> float:
         figures = {"test_accuracy": float(right[:, 0].float().mean())}
         figures["test_top_5_accuracy"] = float(right.any(dim=1).float().mean())
         log = {**log, "figures": {**log["figures"], **figures, "epoch": len(log["history"])}}
-        card = dense_card(kept, target.name, log) if dense else pooled_card(kept, target.name, log, len(test))
+        if isinstance(kept, FocusViTForImageClassification):
+            card = pooled_card(kept, target.name, log, len(test))
+        else:
+            card = dense_card(kept, target.name, log)
         write_whole(folder / "README.md", card.encode())
         write_json(folder / "training_log.json", log)
     accuracy = figures["test_accuracy"]
