@@ -90,6 +90,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, blob_dir: Path) -> Path:
             for number in range(2):
                 values = generator.integers(0, 128, (32, 32, 3)) + 127 * (label == "light")
                 Image.fromarray(values.astype(np.uint8)).save(images / f"{number}.png")
+        scenes = folder / "scenes" / split
+        for part, values in (("images", generator.integers(0, 256, (32, 32, 3))), ("masks", np.eye(32))):
+            (scenes / part).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(values.astype(np.uint8)).save(scenes / part / f"{number}.png")
+        (scenes / "labels.json").write_text('["ground", "line"]')
     return folder
 
 
