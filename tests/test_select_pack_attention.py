@@ -358,6 +358,15 @@ def test_masks_that_do_not_fit_are_refused(spa_model, tiny_model, pixels, ids):
         tiny_model()(pixels, ids, selection_masks=torch.zeros(4, 32, 32))
 
 
+def test_a_teachers_relevance_has_to_be_given_in_training(spa_model, pixels, ids):
+    model = spa_model(select_supervision="teacher", select_budget=0.5).train()
+    with pytest.raises(ValueError, match="Expected selection_masks, a teacher's relevance of each pixel"):
+        model(pixels, ids, labels=torch.arange(4))
+    outputs = model(pixels, ids, labels=torch.arange(4), selection_masks=torch.rand(4, 32, 32))
+    assert outputs.aux_loss > 0
+    assert run(model.eval(), pixels, ids).logits.isfinite().all()
+
+
 def test_saved_and_loaded_with_another_threshold(spa_model, pixels, ids, tmp_path):
     model = spa_model("late", select_threshold=0.4)
     loaded = saved_and_loaded(model, tmp_path)

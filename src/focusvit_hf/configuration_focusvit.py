@@ -175,7 +175,8 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
         select_supervision (`str`, *optional*):
             What the gates learn from in training where no `selection_masks` are given: `"budget"`, that the layers
             cost the share `select_budget` of the FLOPs of dense ones; `"saliency"`, the tokens that stand out most
-            from their surroundings; `"teacher"`, those that a teacher attends to most, given by the trainer as masks.
+            from their surroundings; `"teacher"`, a teacher's relevance, which the caller gives as `selection_masks`
+            at every step, so that a step without them is an error.
         select_alpha (`float`, *optional*, defaults to 0.01): α, weight of the gates' cross entropy in the loss.
         pack_length (`int`, *optional*, defaults to 64): Tokens in a container that selected tokens are packed into.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`):

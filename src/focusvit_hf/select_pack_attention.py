@@ -174,7 +174,8 @@ class TokenSelection:
         training (`bool`): Whether `select_supervision` takes part where there are no masks.
 
     Raises:
-        ValueError: where masks are given for a model that selects nothing, of another shape, or out of range.
+        ValueError: where masks are given for a model that selects nothing, of another shape, or out of range, and
+            where a teacher's are missing.
     """
 
     def __init__(
@@ -188,6 +189,12 @@ class TokenSelection:
         check_masks(config, pixel_values, masks)
         self.config, self.pixel_values, self.masks, self.region_ids = config, pixel_values, masks, region_ids
         self.supervision = "masks" if masks is not None else config.select_supervision if training else None
+        if self.supervision == "teacher":
+            # Without them the gates would learn nothing, and nobody would notice.
+            raise ValueError(
+                "Expected selection_masks, a teacher's relevance of each pixel, in training with "
+                "select_supervision='teacher', got none."
+            )
         self.selected: list[torch.Tensor] = []
         self.losses: list[torch.Tensor] = []
         self.shares: list[torch.Tensor] = []
