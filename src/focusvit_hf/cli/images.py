@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from PIL import Image
 
 from ..errors import joined
-from ..explanation import Prediction, draw_sheet, explain, predict
+from ..explanation import draw_sheet, explain, predict
 from ..explanation.overlays import require_matplotlib
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..image_sizes import Needed, needed_by
 from ..images import decode_image, naming_image
-from ..modeling_focusvit import FocusViTForImageClassification
 from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json, write_whole
 from ..utils.messages import one_line, printable, told_of
@@ -26,6 +26,7 @@ from .arguments import add_images, checkpoint_arguments, count, new_command
 
 
 Answer = TypeVar("Answer")
+Classify = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
 # What the commands return where they did their work for some of the images only.
 SOME_FAILED = 1
@@ -39,6 +40,12 @@ def add_image_commands(commands: argparse._SubParsersAction) -> None:
     add_images(command)
     command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the classes to this file")
     command.add_argument("--top-k", type=count, default=5, help="how many classes to show for each image (default: 5)")
+    command.add_argument(
+        "--runtime",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="what runs the model; with onnx, --model is a folder that `focusvit export` wrote (default: torch)",
+    )
     command.add_argument(
         "--batch-size", type=count, default=1, help="how many images go through the model at once (default: 1)"
     )
@@ -115,23 +122,22 @@ def answers(
             yield path, found
 
 
-def predictions(
-    model: FocusViTForImageClassification,
-    image_processor: FocusViTImageProcessor,
+def in_batches(
     images: Iterator[tuple[Path, Image.Image]],
     batch_size: int,
     failures: Failures,
-) -> Iterator[tuple[Path, Prediction]]:
-    """What the model says about each image, in batches; an image that it refuses is kept in `failures`."""
+    answer: Callable[[list[Image.Image]], Sequence[Answer]],
+) -> Iterator[tuple[Path, Answer]]:
+    """What `answer` makes of each image, in batches; an image that it refuses is kept in `failures`."""
     while batch := [pair for _, pair in zip(range(batch_size), images, strict=False)]:
         try:
             # Of options that no image can be prepared with, the libraries raise whatever they stumble over.
             with told_of(str(batch[0][0])):
-                found = predict(model, image_processor, [image for _, image in batch])
+                found = answer([image for _, image in batch])
         except ValueError as error:
             if len(batch) > 1:
                 # One by one, to find out which of them it was.
-                yield from predictions(model, image_processor, iter(batch), 1, failures)
+                yield from in_batches(iter(batch), 1, failures, answer)
             else:
                 failures.add(batch[0][0], error)
         else:
@@ -160,25 +166,57 @@ def classify(arguments: argparse.Namespace) -> int:
     """
     if arguments.out is not None:
         check_file(arguments.out, arguments.images)
-    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
-    model.to(arguments.device)
+    settings, image_processor, answer = (_by_onnx_runtime if arguments.runtime == "onnx" else _by_torch)(arguments)
     failures, results = Failures(), []
     # Of the answer only classes are shown, so nobody misses the pixels that the model does not see.
     images = opened(arguments.images, failures, needed_by(image_processor))
     try:
-        for path, prediction in predictions(model, image_processor, images, arguments.batch_size, failures):
-            ranked = prediction.ranked(arguments.top_k)
+        for path, ranked in in_batches(images, arguments.batch_size, failures, answer):
             results.append({"image": str(path), **ranked})
             print_classes(str(path), ranked)
     finally:
         # What was found survives an interruption and a closed pipe.
         if arguments.out is not None and results:
             name = arguments.model or DEFAULT_CHECKPOINT.name
-            described = {"model": name, "num_tokens": model.config.num_tokens}
-            settings = environment(model.device, model.dtype)
-            described |= {"images": results, "failures": failures.described(), "environment": settings}
+            described = {"model": name, **settings, "images": results, "failures": failures.described()}
             write_json(arguments.out, described)
     return SOME_FAILED if failures else 0
+
+
+def _by_torch(arguments: argparse.Namespace) -> tuple[dict[str, Any], FocusViTImageProcessor, Classify]:
+    """What is told of a checkpoint's settings, its image processor, and the classes of a batch."""
+    model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
+    model.to(arguments.device)
+
+    def classes(images: list[Image.Image]) -> list[dict[str, Any]]:
+        return [prediction.ranked(arguments.top_k) for prediction in predict(model, image_processor, images)]
+
+    settings = {"num_tokens": model.config.num_tokens, "environment": environment(model.device, model.dtype)}
+    return settings, image_processor, classes
+
+
+def _by_onnx_runtime(arguments: argparse.Namespace) -> tuple[dict[str, Any], FocusViTImageProcessor, Classify]:
+    """What [`_by_torch`] gives, of an exported folder."""
+    # Only here, since other commands do without the exporter.
+    from ..export.runtime import OnnxImageClassifier
+
+    if arguments.model is None or arguments.num_superpixels is not None:
+        raise ValueError(
+            "expected --runtime onnx with a --model FOLDER that `focusvit export` wrote, whose graph has its own "
+            "number of superpixels, and without --num-superpixels"
+        )
+    try:
+        classifier = OnnxImageClassifier(arguments.model)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+    def classes(images: list[Image.Image]) -> list[dict[str, Any]]:
+        answers = classifier(images, arguments.top_k, len(images))
+        return [{f"{name}s": [entry[name] for entry in answer] for name in ("label", "score")} for answer in answers]
+
+    place = environment(torch.device("cpu"), torch.float32)
+    settings = {"runtime": "onnx", "num_tokens": classifier.config.num_tokens, "environment": place}
+    return settings, classifier.image_processor, classes
 
 
 def visualize(arguments: argparse.Namespace) -> int:
