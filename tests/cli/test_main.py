@@ -22,6 +22,7 @@ from focusvit_hf.cli.__main__ import main
 from focusvit_hf.cli.images import read_image
 from focusvit_hf.hub import checkpoints
 from focusvit_hf.hub.checkpoints import load_checkpoint
+from focusvit_hf.image_sizes import needed_by
 from saved import save_with_processor
 
 
@@ -75,7 +76,8 @@ def test_classify_prints_and_writes_what_the_pipeline_says(batch_size, saved, im
     assert [item["image"] for item in result["images"]] == [str(path) for path in images]
     printed = capsys.readouterr().out
     for path, item in zip(images, result["images"], strict=True):
-        expected = classifier(read_image(path), top_k=3)
+        # The command decodes no more of a file than the model needs.
+        expected = classifier(read_image(path, needed=needed_by(processor)), top_k=3)
         assert item["labels"] == [answer["label"] for answer in expected]
         assert item["scores"] == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
         assert str(path) in printed and f"{item['scores'][0]:.1%}" in printed
@@ -89,7 +91,9 @@ def test_another_number_of_superpixels_is_classified_and_drawn(saved, images, tm
     assert run("classify", images[0], "--model", saved, "--num-superpixels", 4, "--out", other) == 0
     model = FocusViTForImageClassification.from_pretrained(saved, num_superpixels=4)
     processor = FocusViTImageProcessor.from_pretrained(saved, num_superpixels=4)
-    [expected] = pipeline("image-classification", model=model, image_processor=processor)([read_image(images[0])])
+    [expected] = pipeline("image-classification", model=model, image_processor=processor)(
+        [read_image(images[0], needed=needed_by(processor))]
+    )
     results = [json.loads(path.read_text()) for path in (own, other)]
     assert [result["num_tokens"] for result in results] == [load_checkpoint(str(saved))[0].config.num_tokens, 4]
     scores = [result["images"][0]["scores"] for result in results]
@@ -198,7 +202,7 @@ def test_options_that_no_image_can_be_prepared_with_are_one_line(checkpoint, ima
 
 
 def test_what_was_classified_before_an_interruption_is_kept(saved, images, tmp_path, capsys, monkeypatch):
-    def stops_at_the_second(path, index=0):
+    def stops_at_the_second(path, index=0, needed=None):
         if index:
             raise KeyboardInterrupt
         return read_image(path)
