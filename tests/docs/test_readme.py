@@ -55,12 +55,13 @@ def test_the_figures_of_outlines_are_those_of_the_committed_table() -> None:
     assert f"the grid's best upsampling | 36 | imagenette | bicubic | +{best} [" in table
 
 
-def test_accuracies_of_checkpoints_are_those_of_their_cards() -> None:
-    rows = re.findall(r"\]\((model_cards/[\w-]+/README.md)\).* (0\.\d+) on", README)
+def test_figures_of_checkpoints_are_those_of_their_cards() -> None:
+    rows = re.findall(r"\]\((model_cards/[\w-]+/README.md)\).* (accuracy|mean IoU) (0\.\d+) on", README)
     assert len(rows) == len(list((ROOT / "model_cards").glob("*/README.md")))
-    for card, accuracy in rows:
-        value = re.search(r"^accuracy: ([\d.]+)$", (ROOT / card).read_text(encoding="utf-8"), re.MULTILINE)
-        assert value is not None and f"{float(value[1]):.3f}" == accuracy, card
+    for card, metric, figure in rows:
+        name = metric.lower().replace(" ", "_")
+        value = re.search(rf"^{name}: ([\d.]+)$", (ROOT / card).read_text(encoding="utf-8"), re.MULTILINE)
+        assert value is not None and f"{float(value[1]):.3f}" == figure, card
 
 
 def test_every_file_at_the_root_has_its_place_in_contributing() -> None:

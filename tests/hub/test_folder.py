@@ -376,7 +376,7 @@ def test_saving_leaves_the_model_as_it_was(model, image_processor, saved):
     assert "image_processor_type" in image_processor.to_dict()
 
 
-@pytest.mark.parametrize("name", ["focusvit-nano-cifar10", "focusvit-tiny-imagenette"])
+@pytest.mark.parametrize("name", ["focusvit-nano-cifar10", "focusvit-tiny-imagenette", "focusvit-tiny-ecssd"])
 def test_the_shipped_checkpoints_can_be_pushed(name):
     folder = Path(__file__).resolve().parents[2] / "model_cards" / name
     pushed = push_to_hub(folder, f"me/{name}", dry_run=True)

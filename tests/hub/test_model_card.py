@@ -214,3 +214,14 @@ def test_the_shipped_cards(name):
     figures = read_json(CARDS / name / "training_log.json")["figures"]
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert results == {"Accuracy": figures["test_accuracy"], "Top-5 accuracy": figures["test_top_5_accuracy"]}
+
+
+def test_the_shipped_card_of_a_segmenter():
+    folder = CARDS / "focusvit-tiny-ecssd"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert PATTERN.match(text)["location"] == "model_cards/focusvit-tiny-ecssd"
+    check_card(ModelCard(text))
+    figures = read_json(folder / "training_log.json")["figures"]
+    results = {result.metric_name: result.metric_value for result in ModelCard(text).data.eval_results}
+    for name, figure in (("Mean IoU", "mean_iou"), ("IoU of figure, mean over images", "image_iou_figure")):
+        assert results[name] == round(figures[f"test_{figure}"], 4)
