@@ -373,6 +373,7 @@ def test_the_code_can_be_shipped_with_a_checkpoint():
     assert siblings == {
         "cielab.py",
         "errors.py",
+        "image_sizes.py",
         "images.py",
         "lay_back.py",
         "regions.py",

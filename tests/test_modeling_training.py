@@ -8,8 +8,8 @@ import torch
 
 from compiled import check_gradients_of_one_graph
 from focusvit_hf import embeddings as embeddings_module
-from focusvit_hf.modeling_focusvit import FocusViTDropPath
 from focusvit_hf.superpixels import slic
+from focusvit_hf.transformer_layer import FocusViTDropPath
 
 
 FULL, LATENT = "full_attention", "latent_attention"

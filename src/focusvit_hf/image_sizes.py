@@ -116,6 +116,9 @@ def resize(image: Image.Image | np.ndarray, size: SizeDict, resample: int) -> np
     if channels > 4:
         raise ValueError(f"expected at most 4 channels to resize, got {channels}")
     height, width = resized_size(array.shape[1], array.shape[2], size)
+    if resample is not None:
+        # A filter that does not exist is refused also where the image has its size already.
+        Image.Resampling(resample)
     if (height, width) == array.shape[1:]:
         return array
     mode = _TORCH_FILTERS.get(resample)
