@@ -60,8 +60,9 @@ def load_dense(folder: Path) -> FocusViTForImageClassification:
     return model.eval()
 
 
-def made(dense: FocusViTForImageClassification, row: Row) -> FocusViTForImageClassification:
-    """The dense model's weights in a model that does less; what a row adds of its own starts new."""
+def made(dense: FocusViTForImageClassification, row: Row | None) -> FocusViTForImageClassification:
+    """The dense model's weights in a model that does less, or as much; what a row adds of its own starts new."""
+    row = row or Row(DENSE, 1.0, 1.0)
     config = FocusViTConfig.from_dict(dense.config.to_dict(), **row.overrides)
     torch.manual_seed(0)
     model = FocusViTForImageClassification(config)
@@ -121,7 +122,7 @@ def measured(
         path (`Path`, *optional*): The file to write.
     """
     beginning = Beginning("float32", seed)
-    model = made(dense, row) if row is not None else made(dense, Row(DENSE, 1.0, 1.0))
+    model = made(dense, row)
     history = []
     if learning != "at_once":
         teacher = on_device(dense, device) if learning == "distilled" else None
@@ -175,7 +176,7 @@ def add_throughput(
     result = read_json(path)
     if "throughput" in result:
         return
-    model = on_device(made(dense, row or Row(DENSE, 1.0, 1.0)), device)
+    model = on_device(made(dense, row), device)
     result["throughput"] = throughput(model, on_device(dense, device), images, repeats, device)
     write_json(path, result)
     print(f"{path.stem}: {result['throughput']['to_dense']:.2f} times the dense ViT", flush=True)

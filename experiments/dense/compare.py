@@ -32,9 +32,10 @@ from torch.nn import functional as F
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from experiments.dense.teacher import ECSSD, squashed
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import RESULTS, write_table
+from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.segmentation_maps import IGNORED, UPSAMPLINGS, decode_mask, segmentation_maps_of
 from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes
@@ -47,7 +48,6 @@ from focusvit_hf.utils.files import read_json, write_json
 
 
 QUESTION = "dense"
-TABLES = RESULTS.parent / "tables"
 # Images are kept a little larger than they are seen, so that a crop need not be enlarged much.
 KEPT = 1.2
 RECIPE: dict[str, Any] = {
@@ -310,20 +310,19 @@ def markdown(rows: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
     training = commands.add_parser("train", help="Train and measure what is not there yet.")
     training.add_argument("folder", type=Path, help="what experiments.dense.teacher wrote")
     training.add_argument("--rows", nargs="+", default=["superpixel_49", "grid_49", "grid_196", "grid_400"])
-    training.add_argument("--seeds", type=int, nargs="+", default=[0])
-    training.add_argument("--epochs", type=int, default=RECIPE["epochs"])
+    add_options(training, "seeds", "epochs", epochs=RECIPE["epochs"])
     training.add_argument("--side", type=int, default=RECIPE["side"])
     training.set_defaults(call=train)
     tabling = commands.add_parser("table", help="Make the tables.")
-    tabling.add_argument("--tables", type=Path, default=TABLES)
+    add_options(tabling, "tables")
     tabling.set_defaults(call=table)
     for command in (training, tabling):
-        command.add_argument("--results", type=Path, default=RESULTS)
+        add_options(command, "results")
     arguments = parser.parse_args(argv)
     arguments.call(arguments)
 

@@ -13,9 +13,7 @@ Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
-from experiments.dense.compare import TABLES
+from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation
@@ -131,8 +129,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=Path, default=TABLES)
+    parser = parser_of(__doc__)
+    add_options(parser, "tables")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args(argv)
     rows = measured(arguments.repeats)

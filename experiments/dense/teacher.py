@@ -13,7 +13,6 @@ of a sensible size are left out. No test image is read.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.micro.arguments import parser_of
+from experiments.micro.data import DATA
 from experiments.teacher.efficientnet import MEAN, STD, EfficientNetLite0
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask
 from focusvit_hf.training.augmentation import random_crop_boxes
@@ -32,7 +33,7 @@ from focusvit_hf.training.segmentation_collator import crop_mask
 from focusvit_hf.utils.files import write_json
 
 
-ECSSD, IMAGENETTE = Path("../shared/data/ecssd"), Path("../shared/data/imagenette224")
+ECSSD, IMAGENETTE = Path("../shared/data/ecssd"), DATA
 HELD_OUT, SEED = 0.1, 42
 # Side of the images that the teacher sees; the blocks whose maps it reads, at 1/4, 1/8, 1/16 and 1/32 of it.
 SIDE = 256
@@ -207,7 +208,7 @@ def write_found(teacher: FigureTeacher, target: Path, limit: int | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("target", type=Path, help="folder of the data set")
     parser.add_argument("--views", type=int, default=4, help="boxes of each of ECSSD's images")
     parser.add_argument("--epochs", type=int, default=12, help="of the decoder")

@@ -2,7 +2,7 @@
 A pupil as a folder to ship, in float16 and with its card; a dense one becomes a plain ViT of Transformers.
 
     python -m experiments.teacher.keep runs/vit-tiny model_cards/vit-tiny-imagenette
-    python -m experiments.teacher.keep runs/focusvit-tiny model_cards/focusvit-tiny-imagenette
+    python -m experiments.teacher.keep runs/focusvit-tiny model_cards/focusvit-tiny-imagenette-taught
 
 The ViT gives the pupil's logits to 1e-4 before it is rounded to float16, which is checked, and the folder is measured
 again on the test split as a user would load it.

@@ -150,7 +150,10 @@ def needed_by(processor: Any) -> Needed | None:
 
 
 def at_a_fraction(
-    image: Image.Image, needed: Needed, orientation: int | None, convert: Callable[[Image.Image], Image.Image]
+    image: JpegImagePlugin.JpegImageFile,
+    needed: Needed,
+    orientation: int | None,
+    convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image | None:
     """
     A JPEG file that is not decoded yet at an eighth, a quarter or half of its size, where that leaves twice of what is
@@ -158,7 +161,7 @@ def at_a_fraction(
     resized image is within two grey levels of the one from all pixels on 99 % of the values.
 
     Args:
-        image (`PIL.Image.Image`): As it was opened.
+        image (`PIL.JpegImagePlugin.JpegImageFile`): As it was opened.
         needed ([`Needed`]): What it is needed for.
         orientation (`int`, *optional*): That of its EXIF data, which is not applied here.
         convert (`Callable`): Converts the colours before they are resized.
@@ -166,8 +169,6 @@ def at_a_fraction(
     Returns:
         `PIL.Image.Image`, decoded but not turned; None where it has to be decoded whole.
     """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        return None
     turned = orientation in _ON_THEIR_SIDE
     width, height = image.size
     wanted = needed.of(*((width, height) if turned else (height, width)))

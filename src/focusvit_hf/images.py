@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import get_session
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 from transformers.utils import logging
 
 from .image_sizes import Needed, at_a_fraction, channels_first, check_area
@@ -192,7 +192,8 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 def _fraction(image: Image.Image, needed: Needed, convert: Callable[[Image.Image], Image.Image]) -> Image.Image | None:
     """The image from a part of its data, converted and upright, see [`at_a_fraction`]; None where all are needed."""
-    if 0 in image.size:
+    # Of a PNG file the EXIF data alone would have every pixel decoded.
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or 0 in image.size:
         return None
     check_area(*image.size)
     try:

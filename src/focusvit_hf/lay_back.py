@@ -1,5 +1,6 @@
 """Values of regions laid back onto the pixels they stand for."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,28 @@ class Corners:
         along = framed[:, 1:] == framed[:, :-1]
         same = along[1:] & along[:-1] & (framed[1:, 1:] == framed[:-1, 1:])
         return same[self.first[0][top:bottom] + 1].index_select(1, self.first[1] + 1)
+
+    def disagreeing(
+        self, states: torch.Tensor, values: torch.Tensor, strip_values: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """
+        The pixels whose four cells differ in their states, a strip of rows at a time, and what lies there.
+
+        Args:
+            states (`torch.LongTensor` of shape `(rows, columns)`): Of the cells.
+            values (`torch.FloatTensor` of shape `(rows * columns, channels)`): Of the cells, row by row.
+            strip_values (`int`): About how many values a strip may have, so that memory is bounded.
+
+        Returns:
+            Iterator of rows and columns of pixels, `(pixels,)` each, and the values between the cells' centres,
+            `(pixels, channels)`.
+        """
+        height, width = len(self.first[0]), len(self.first[1])
+        step = max(1, strip_values // (width * values.shape[1]))
+        for top in range(0, height, step):
+            rows, columns = (~self.agree(states, top, min(top + step, height))).nonzero(as_tuple=True)
+            rows = rows + top
+            yield rows, columns, self.interpolate(values, rows, columns)
 
     def interpolate(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """

@@ -183,13 +183,8 @@ def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, in
     # What is linear can be subtracted before it is interpolated.
     scores = (scores[:, 1:] - scores[:, :1] if len(present) == 2 else scores).contiguous()
     corners = Corners((cells.shape[0], cells.shape[1]), size, cells.device)
-    height, width = size
-    step = max(1, _STRIP_VALUES // (width * scores.shape[1]))
-    for top in range(0, height, step):
-        # Of a class that wins in all four cells around a pixel, every mean of theirs is the largest, too.
-        rows, columns = (~corners.agree(cells, top, min(top + step, height))).nonzero(as_tuple=True)
-        rows = rows + top
-        between = corners.interpolate(scores, rows, columns)
+    # Of a class that wins in all four cells around a pixel, every mean of theirs is the largest, too.
+    for rows, columns, between in corners.disagreeing(cells, scores, _STRIP_VALUES):
         winner = (between[:, 0] > 0).long() if scores.shape[1] == 1 else between.argmax(dim=1)
         pixels[rows, columns] = present[winner]
     return pixels

@@ -54,6 +54,11 @@ def straight_through_choice(
     return straight_through(soft, threshold, count, ranked) * kept
 
 
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """1 for the `count` largest of each row of `values` `(batch_size, T)`, 0 for the others, float32."""
+    return torch.zeros_like(values, dtype=torch.float32).scatter(1, values.topk(count, dim=1).indices, 1.0)
+
+
 def straight_through(
     soft: torch.Tensor, threshold: float = 0.5, count: int | None = None, ranked: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -64,8 +69,7 @@ def straight_through(
     if count is None:
         hard = (soft >= threshold).to(soft.dtype)
     else:
-        largest = (soft if ranked is None else ranked).detach().topk(count, dim=1).indices
-        hard = torch.zeros_like(soft).scatter(1, largest, 1.0)
+        hard = largest((soft if ranked is None else ranked).detach(), count).to(soft.dtype)
     return hard - soft.detach() + soft
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .regions import Regions
-from .token_choice import straight_through
+from .sparsification_options import kept_counts
+from .token_choice import largest, straight_through
 
 
 # A new gate lets nearly everything through, sigmoid(4) = 0.98, so that a trained ViT is nearly what it was.
@@ -76,8 +77,7 @@ def region_saliency(colours: torch.Tensor, geometry: torch.Tensor) -> torch.Tens
 
 def largest_share(values: torch.Tensor, share: float) -> torch.Tensor:
     """1 for the ⌊N·share + 1e-6⌋ largest of each row, at least one, 0 for the others: `(batch_size, N)` float32."""
-    count = max(1, int(values.shape[1] * share + 1e-6))
-    return torch.zeros_like(values, dtype=torch.float32).scatter(1, values.topk(count, dim=1).indices, 1.0)
+    return largest(values, kept_counts(values.shape[1], (share,))[0])
 
 
 def selection_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -74,10 +74,15 @@ class TokenState:
             return None if value is None else value.to(device)
 
         observed = {index: told.to(device) for index, told in self.observed.items()}
-        new = replace(self, area=self.area.to(device), observed=observed)
-        new.sizes, new.places, new.kept = moved(self.sizes), moved(self.places), moved(self.kept)
-        new.scores = moved(self.scores)
-        return new
+        return replace(
+            self,
+            area=self.area.to(device),
+            sizes=moved(self.sizes),
+            places=moved(self.places),
+            kept=moved(self.kept),
+            scores=moved(self.scores),
+            observed=observed,
+        )
 
     def inherited(self, stay: torch.Tensor, num_fused: int) -> torch.Tensor | None:
         """

@@ -4,30 +4,17 @@ import onnxruntime
 import pytest
 import torch
 
-from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
+from focusvit_hf import FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.hub import save_for_hub
 from focusvit_hf.utils.files import read_json
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tiny_config, tmp_path_factory):
     """A segmenter of three classes in a folder, and its processor."""
     torch.manual_seed(0)
-    config = FocusViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_superpixels=4,
-        stem_channels=8,
-        num_latents=4,
-        superpixel_iterations=1,
-        initializer_range=0.5,
-        num_labels=3,
-    )
+    config = tiny_config(initializer_range=0.5, num_labels=3)
     model = FocusViTForSemanticSegmentation(config).eval()
     processor = FocusViTImageProcessor.from_model_config(config)
     folder = tmp_path_factory.mktemp("segmenter") / "checkpoint"

@@ -109,11 +109,8 @@ class Segmentation:
         half = torch.arange(1, cells.numel() + 1).view_as(cells)
         states = torch.where((cells == 0) | (cells == 255), cells.long() - 255, half)
         corners = Corners((cells.shape[0], cells.shape[1]), (height, width), cells.device)
-        step = max(1, _STRIP_PIXELS // width)
-        for top in range(0, height, step):
-            rows, columns = (~corners.agree(states, top, min(top + step, height))).nonzero(as_tuple=True)
-            rows = rows + top
-            alpha[rows, columns] = levels(corners.interpolate(score.reshape(-1, 1), rows, columns)[:, 0])
+        for rows, columns, between in corners.disagreeing(states, score.reshape(-1, 1), _STRIP_PIXELS):
+            alpha[rows, columns] = levels(between[:, 0])
         return Image.fromarray(alpha.numpy(), mode="L")
 
     def cutout(self, label: str | int | None = None, threshold: float = 0.5) -> Image.Image:

@@ -87,9 +87,8 @@ class OnnxImageClassifier:
 
     def probabilities(self, images: Sequence[Any]) -> np.ndarray:
         """Of images that go through the graph together: `(batch_size, num_labels)` float32, rows sum to 1."""
-        logits = self.session.run(["logits"], self._prepared(images))[0].astype(np.float64)
-        rates = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (rates / rates.sum(axis=1, keepdims=True)).astype(np.float32)
+        logits = torch.from_numpy(self.session.run(["logits"], self._prepared(images))[0])
+        return logits.double().softmax(dim=1).float().numpy()
 
     def _prepared(self, images: Sequence[Any]) -> dict[str, np.ndarray]:
         if "images" in self.inputs:

@@ -215,19 +215,19 @@ class Distillation:
         finally:
             handle.remove()
 
-    def answers(
+    def _answers(
         self, pixel_values: torch.Tensor, image_indices: torch.Tensor | None, views: torch.Tensor | None
-    ) -> torch.Tensor:
-        """[`teacher_logits`], out of the bank as far as it holds them; see [`mixed`] for the arguments."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What [`_told`] gives, or logits from the bank as far as it holds them; see [`mixed`] for the arguments."""
         if self.bank is None:
-            return self.teacher_logits(pixel_values)
+            return self._told(pixel_values)
         if image_indices is None or views is None:
             raise ValueError("expected batches that say which view of which image they hold for a teacher's bank")
         device = pixel_values.device
         told = self.bank.answers(
             image_indices.cpu(), views.cpu(), lambda absent: self.teacher_logits(pixel_values[absent.to(device)])
         )
-        return told.to(device)
+        return told.to(device), None
 
     def mixed(
         self,
@@ -250,11 +250,7 @@ class Distillation:
             outputs (`FocusViTForImageClassificationOutput`, *optional*):
                 All that the student answers; needed with a `token_weight`.
         """
-        tokens = None
-        if self.bank is None:
-            answers, tokens = self._told(pixel_values)
-        else:
-            answers = self.answers(pixel_values, image_indices, views)
+        answers, tokens = self._answers(pixel_values, image_indices, views)
         told = distillation_loss(logits, answers, self.temperature, self.kind)
         mixed = (1 - self.alpha) * loss + self.alpha * told
         return mixed if tokens is None else mixed + self.token_weight * token_distillation_loss(outputs, tokens)

@@ -13,13 +13,12 @@ import transformers
 from transformers import enable_full_determinism, set_seed
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..image_sizes import needed_by
 from ..utils.names import check_identifier
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from .augmentation import AugmentationConfig
 from .card import card_of, origin_of
 from .data import as_rows, class_names, load_pictures
-from .data_collator import FocusViTDataCollator, SeededCollator, needed_for_training
+from .data_collator import FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
 from .elastic import ElasticKeepRatio, ElasticSuperpixels
 from .labels import fitted_to_checkpoint
@@ -87,10 +86,6 @@ def set_up(
         # A card that the Hub does not take is to be known of before hours of training.
         card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
     augmentation = augmentation_config(data_args)
-    with args.main_process_first(desc="decoding the images"):
-        needed = needed_for_training(processor, augmentation)
-        train_rows = as_rows(splits["train"], data_args, args.seed, needed) if args.do_train else None
-        eval_rows = as_rows(splits[evaluation], data_args, needed=needed_by(processor)) if evaluation else None
     options: dict[str, Any] = {"num_labels": len(names), "image_column": image, "label_column": label}
     elastic: ElasticSuperpixels | ElasticKeepRatio | None = None
     train_processor = processor
@@ -102,13 +97,17 @@ def set_up(
             raise ValueError("expected one of --train_num_superpixels and --train_keep_ratio, got both")
         elastic = ElasticKeepRatio(model.config, args.train_keep_ratio, args.seed)
     train_collator = FocusViTDataCollator(train_processor, augmentation, **options)
+    eval_collator = FocusViTDataCollator(processor, **options)
+    with args.main_process_first(desc="decoding the images"):
+        train_rows = as_rows(splits["train"], data_args, args.seed, train_collator.needed) if args.do_train else None
+        eval_rows = as_rows(splits[evaluation], data_args, needed=eval_collator.needed) if evaluation else None
     teacher = (model_args, data_args, args, model.config, processor, augmentation)
     return Setup(
         splits=splits,
         train_rows=train_rows,
         eval_rows=eval_rows,
         train_collator=SeededCollator(train_collator, args.seed, args.teacher_views if args.teacher_bank else None),
-        eval_collator=SeededCollator(FocusViTDataCollator(processor, **options), args.seed),
+        eval_collator=SeededCollator(eval_collator, args.seed),
         model=model,
         processor=processor,
         distillation=make_distillation(*teacher, splits["train"]) if args.do_train else None,
