@@ -74,9 +74,9 @@ def resized_mask(mask: np.ndarray, size: SizeDict) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
-def center_cropped_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle `(height, width)` of a mask, as int64, ignored where the crop reaches beyond it."""
-    result = np.full((height, width), IGNORED, dtype=np.int64)
+def center_cropped_mask(mask: np.ndarray, height: int, width: int, fill: int = IGNORED) -> np.ndarray:
+    """The middle `(height, width)` of a mask, as int64, with `fill` where the crop reaches beyond it."""
+    result = np.full((height, width), fill, dtype=np.int64)
     # As the library crops: the odd pixel is cut off below and right, and padded above and left.
     spans = []
     for wanted, there in ((height, mask.shape[0]), (width, mask.shape[1])):
@@ -88,14 +88,28 @@ def center_cropped_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray
     return result
 
 
-def labels_of(
-    masks: Any,
-    sizes: Sequence[tuple[int, int]],
+def prepared_mask(
+    mask: np.ndarray,
     *,
     do_resize: bool,
     size: SizeDict,
     do_center_crop: bool,
     crop_size: SizeDict,
+    fill: int = IGNORED,
+    **options: Any,
+) -> np.ndarray:
+    """A mask `(height, width)`, uint8 or int32, resized and cropped as a processor does it with its image."""
+    if do_resize:
+        mask = resized_mask(mask, size)
+    if do_center_crop and crop_size.height and crop_size.width:
+        mask = center_cropped_mask(mask, crop_size.height, crop_size.width, fill)
+    return mask
+
+
+def labels_of(
+    masks: Any,
+    sizes: Sequence[tuple[int, int]],
+    *,
     do_reduce_labels: bool,
     **options: Any,
 ) -> list[np.ndarray]:
@@ -105,7 +119,7 @@ def labels_of(
     Args:
         masks: One of each image, see [`decode_mask`].
         sizes (list of (height, width)): Of the images, before resize and crop.
-        do_resize, size, do_center_crop, crop_size, do_reduce_labels: Options of the processor.
+        do_reduce_labels, options: Options of the processor, see [`prepared_mask`].
 
     Returns:
         A list of int64 arrays of shape `(height, width)`.
@@ -129,13 +143,9 @@ def labels_of(
                     f"expected a mask of the image's size {expected[0]} x {expected[1]}, got "
                     f"{mask.shape[0]} x {mask.shape[1]}"
                 )
-        if do_resize:
-            mask = resized_mask(mask, size)
-        # Before the crop, whose border is no class of the mask.
-        label = reduced_labels(mask) if do_reduce_labels else mask.astype(np.int64)
-        if do_center_crop and crop_size.height and crop_size.width:
-            label = center_cropped_mask(label, crop_size.height, crop_size.width)
-        labels.append(label)
+        # What lies beyond the border of a crop is ignored, and stays so.
+        mask = prepared_mask(mask, **options)
+        labels.append(reduced_labels(mask) if do_reduce_labels else mask.astype(np.int64))
     return labels
 
 

@@ -31,4 +31,4 @@ print(json.dumps([before, sorted(files)]))
 """
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == [[], ["augmentation", "data_collator"]]
+    assert json.loads(result.stdout) == [[], ["augmentation", "data_collator", "selection"]]

@@ -15,6 +15,7 @@ from transformers import TrainingArguments as HfTrainingArguments
 
 from ..utils.files import read_json
 from .distillation import DISTILLATION_TYPES
+from .selection import SELECTION_FORMATS
 
 
 @dataclass
@@ -68,6 +69,21 @@ class DataTrainingArguments:
     )
     image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
     label_column_name: str = field(default="label", metadata={"help": "The column with the classes."})
+    selection_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "The column with masks or boxes of what matters in the images to train on, which teach the gates "
+            "of select-and-pack attention."
+        },
+    )
+    selection_format: str = field(
+        default="mask",
+        metadata={
+            "help": "What is in it: masks, boxes (left, top, width, height) as COCO has them, boxes (left, top, "
+            "right, bottom), or annotations of Pascal VOC.",
+            "choices": SELECTION_FORMATS,
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the data as it comes; needs --max_steps."})
     shuffle_buffer_size: int = field(default=4096, metadata={"help": "Images shuffled among each other there."})
     decode_once: bool = field(

@@ -26,8 +26,12 @@ _LARGE = 4
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Images `(batch, 3, height, width)`, uint8 or floating point, as float32 in 0..1; ValueError for others."""
-    if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+    """
+    Images `(batch, 3, height, width)`, uint8 or floating point, as float32 in 0..1; ValueError for others. A fourth
+    channel is a mask of what matters.
+    """
+    channels = images.ndim == 4 and images.shape[1] in (3, 4)
+    if not channels or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             "Expected uint8 or floating point images of shape (batch, 3, height, width), got "
             f"{images.dtype} {tuple(images.shape)}."
@@ -89,6 +93,35 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: tuple[int, int], dtype:
         weight = weight * ((pixel > start) & (pixel < start + length))
         weights.append((weight / weight.sum(dim=-1, keepdim=True))[:, None])
     return as_dtype(weights[0] @ (as_floats(images) @ weights[1].transpose(-1, -2)), dtype)
+
+
+def crop_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """The box (top, left, height, width) of a mask `(..., height, width)`, resized to the nearest pixel."""
+    places = []
+    for axis in (0, 1):
+        step = float(box[axis + 2]) / size[axis]
+        places.append(int(box[axis]) + ((torch.arange(size[axis]) + 0.5) * step).long())
+    return mask[..., places[0], :][..., places[1]]
+
+
+def crop_with_masks(images: Tensor, masks: Tensor | None, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """
+    [`crop_and_resize`] of images, and of their masks to the nearest pixel, so that no filter makes up a value.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`): uint8, or floating point in 0..1.
+        masks (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*): Of any type.
+        boxes (`torch.LongTensor` of shape `(batch_size, 4)`): Top, left, height, width of what is cut out.
+        size ((height, width)): Of the result.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, 3 + channels, *size)`: the images in 0..1, and the masks' numbers.
+    """
+    cropped = crop_and_resize(images, boxes, size, dtype=torch.float32)
+    if masks is None:
+        return cropped
+    nearest = [crop_mask(mask, box, size).float() for mask, box in zip(masks, boxes, strict=True)]
+    return torch.cat((cropped, torch.stack(nearest)), dim=1)
 
 
 def random_resized_crop(

@@ -137,7 +137,16 @@ def checked(split: Any, name: str, data_args: DataTrainingArguments) -> Any:
                 f"expected a column {column!r} in the split {name!r}, got {sorted(features)}; "
                 "--image_column_name and --label_column_name name others"
             )
-    split = split.select_columns([image, label])
+    selection = data_args.selection_column_name if name == "train" else None
+    if selection is not None and selection not in features:
+        raise ValueError(
+            f"expected a column {selection!r} of masks or boxes in the split {name!r} for --selection_column_name, "
+            f"got {sorted(features)}"
+        )
+    split = split.select_columns(list(dict.fromkeys((image, label, *([] if selection is None else [selection])))))
+    if selection is not None and isinstance(features[selection], Image):
+        # The numbers of a mask are no colours, and are decoded by nobody but the collator.
+        split = split.cast_column(selection, Image(decode=False))
     if isinstance(split, IterableDataset):
         return split.cast_column(image, Image())
     if len(split) == 0:
@@ -145,6 +154,8 @@ def checked(split: Any, name: str, data_args: DataTrainingArguments) -> Any:
     # Not decoded before a row is read, so that what cannot be decoded is known by its row and file.
     split = split.cast_column(image, Image(decode=False))
     require_images(split, name, image)
+    if selection is not None:
+        require_selection(split, name, selection)
     return skip_broken(split, name, image) if data_args.skip_broken_images else split
 
 
@@ -161,6 +172,19 @@ def require_images(split: datasets.Dataset, name: str, column: str) -> None:
                 f"expected an image in every row of the split {name!r}, got none in row {first + int(missing[0])}"
             )
         first += len(images)
+
+
+def require_selection(split: datasets.Dataset, name: str, column: str) -> None:
+    """ValueError where a row has no mask and no list of boxes; an empty list says that nothing matters."""
+    first = 0
+    for table in split.select_columns([column]).with_format("arrow").iter(1000):
+        missing = np.flatnonzero(table[column].is_null().to_numpy())
+        if len(missing):
+            raise ValueError(
+                f"expected a mask or boxes in every row of the column {column!r} in the split {name!r}, got none in "
+                f"row {first + int(missing[0])}"
+            )
+        first += len(table)
 
 
 def skip_broken(split: datasets.Dataset, name: str, column: str) -> datasets.Dataset:
@@ -196,28 +220,28 @@ def limited(split: Any, name: str, data_args: DataTrainingArguments, seed: int) 
 
 def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> datasets.Dataset:
     """The images of a split as raw RGB bytes with their shapes, in the cache of `datasets`."""
-    image, label = data_args.image_column_name, data_args.label_column_name
+    image = data_args.image_column_name
     features = datasets.Features(
         {
             PICTURE_BYTES: datasets.Value("binary"),
             PICTURE_SHAPE: datasets.Sequence(datasets.Value("int64"), length=2),
-            label: split.features[label],
+            **{name: feature for name, feature in split.features.items() if name != image},
         }
     )
     return split.map(
         decoded_row,
         with_indices=True,
-        fn_kwargs={"image": image, "label": label},
+        fn_kwargs={"image": image},
         features=features,
         remove_columns=[image],
         desc="Decoding images",
     )
 
 
-def decoded_row(row: Mapping[str, Any], index: int, image: str, label: str) -> dict[str, Any]:
+def decoded_row(row: Mapping[str, Any], index: int, image: str) -> dict[str, Any]:
     """One row with the image as bytes of (height, width, 3) uint8."""
     picture = decoded(row[image], index)
-    return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width], label: row[label]}
+    return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width]}
 
 
 def decoded(image: Any, index: int, needed: Needed | None = None) -> PILImage.Image:

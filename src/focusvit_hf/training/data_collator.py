@@ -18,12 +18,14 @@ from .augmentation import (
     AugmentationConfig,
     as_floats,
     color_jitter,
+    crop_with_masks,
+    random_crop_boxes,
     random_crop_with_padding,
     random_horizontal_flip,
     random_mix,
-    random_resized_crop,
     soft_targets,
 )
+from .selection import SelectionColumn, prepared_levels
 
 
 # Arrays that [`decode_image`] returned.
@@ -58,6 +60,10 @@ class FocusViTDataCollator:
             What augmentation draws from. By default torch's global generator, which `Trainer` saves and data loaders
             seed anew for each worker; a generator given here would be copied, and so repeat itself, in each of them.
 
+        selection ([`~selection.SelectionColumn`], *optional*):
+            Where the masks of what matters come from. They go through the same crop, shift and flip as the images, are
+            blended by mixup and pasted by cutmix, and become `selection_masks`.
+
     Raises:
         ValueError: when labels shall become probabilities but `num_labels` is not given.
 
@@ -83,6 +89,7 @@ class FocusViTDataCollator:
         image_column: str = "image",
         label_column: str = "label",
         generator: Generator | None = None,
+        selection: SelectionColumn | None = None,
     ):
         if num_labels is not None and num_labels < 1:
             raise ValueError(f"Expected num_labels >= 1, got {num_labels}.")
@@ -95,7 +102,9 @@ class FocusViTDataCollator:
         self.image_column = image_column
         self.label_column = label_column
         self.generator = generator
-        self.needed = needed_for_training(image_processor, augmentation)
+        self.selection = selection
+        # A mask has the size of the whole image, so that no fraction of it will do.
+        self.needed = None if selection is not None else needed_for_training(image_processor, augmentation)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """
@@ -105,7 +114,7 @@ class FocusViTDataCollator:
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` (B, 3, H, W) float32, `superpixel_ids` (B, H / cell, W / cell)
             int64 where the processor makes them, and `labels`: (B,) int64, or (B, num_labels) float32 where they are
-            probabilities.
+            probabilities; `selection_masks` (B, H, W) float32 in [0, 1] where there is a `selection`.
 
         Raises:
             ValueError: for no examples, a missing column, a label that is no class, and images that cannot be used;
@@ -115,15 +124,20 @@ class FocusViTDataCollator:
             raise ValueError("Expected at least one example, got none.")
         config, processor = self.augmentation, self.image_processor
         images = [self._image(index, example) for index, example in enumerate(examples)]
-        if config is None and not any(self.label_column in example for example in examples):
-            return dict(processor(images, return_tensors="pt", **_DECODED))
-        labels = torch.tensor([self._label(index, example) for index, example in enumerate(examples)])
+        masks = self._masks(examples, images)
         if config is None:
-            batch = processor(images, return_tensors="pt", **_DECODED)
-        else:
-            augmented, labels = self._augmented(self._cropped(images, config), labels, config)
+            batch = dict(processor(images, return_tensors="pt", **_DECODED))
+            if masks is not None:
+                batch["selection_masks"] = prepared_levels(masks, processor)
+            if not any(self.label_column in example for example in examples):
+                return batch
+        labels = torch.tensor([self._label(index, example) for index, example in enumerate(examples)])
+        if config is not None:
+            augmented, labels = self._augmented(self._cropped(images, masks, config), labels, config)
             # Whole levels stay in floating point, which is what the processor makes of them anyway.
-            batch = processor.process_levels(augmented.mul_(255).round_())
+            batch = dict(processor.process_levels(augmented[:, :3].mul_(255).round_()))
+            if masks is not None:
+                batch["selection_masks"] = augmented[:, 3].clamp(0, 1)
         return {**batch, "labels": labels}
 
     def _image(self, index: int, example: Mapping[str, Any]) -> Any:
@@ -135,6 +149,16 @@ class FocusViTDataCollator:
         with naming_image(index):
             do_convert_rgb = self.augmentation is not None or self.image_processor.do_convert_rgb
             return decode_image(example[self.image_column], do_convert_rgb, needed=self.needed)
+
+    def _masks(self, examples: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> list[np.ndarray] | None:
+        """The mask of each image in 8-bit levels; None where there is no column of them."""
+        if self.selection is None:
+            return None
+        sizes = [image.size[::-1] if isinstance(image, Image.Image) else image.shape[1:] for image in images]
+        return [
+            self.selection.levels(index, example, *size)
+            for index, (example, size) in enumerate(zip(examples, sizes, strict=True))
+        ]
 
     def _label(self, index: int, example: Mapping[str, Any]) -> int:
         if self.label_column not in example:
@@ -152,14 +176,17 @@ class FocusViTDataCollator:
             raise ValueError(f"Expected a label >= 0{limit} for example {index} of the batch, got {label}.")
         return int(label)
 
-    def _cropped(self, images: Sequence[Any], config: AugmentationConfig) -> Tensor:
-        """The images as one batch of the processor's size, float32 in 0..1."""
+    def _cropped(
+        self, images: Sequence[Any], masks: Sequence[np.ndarray] | None, config: AugmentationConfig
+    ) -> Tensor:
+        """The images as one batch of the processor's size, float32 in 0..1, with their masks as a fourth channel."""
         arrays = [self._array(index, image) for index, image in enumerate(images)]
         size, processor = fixed_size(self.image_processor), self.image_processor
         # An image of the size wanted is left as it is, unless it would be resized and then cropped.
         twice = processor.do_resize and processor.do_center_crop
         if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
             arrays = processor.to_levels(arrays, **_DECODED)
+            masks = None if masks is None else list((prepared_levels(masks, processor) * 255).numpy())
         if size is None:
             size = arrays[0].shape[1:]
             if any(array.shape[1:] != size for array in arrays):
@@ -170,13 +197,18 @@ class FocusViTDataCollator:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, array in enumerate(arrays):
             groups.setdefault(array.shape, []).append(index)
-        batch = torch.empty(len(arrays), 3, *size)
+        batch = torch.empty(len(arrays), 3 if masks is None else 4, *size)
         for members in groups.values():
-            group = torch.from_numpy(np.stack([arrays[index] for index in members]))
+            group, chosen = torch.from_numpy(np.stack([arrays[index] for index in members])), None
+            if masks is not None:
+                chosen = torch.from_numpy(np.stack([masks[index] for index in members]).astype(np.uint8))[:, None]
             if config.crop == "random_resized":
                 shape = config.crop_scale, config.crop_ratio
-                group = random_resized_crop(group, size, *shape, self.generator, dtype=torch.float32)
+                boxes = random_crop_boxes(len(group), (group.shape[2], group.shape[3]), *shape, self.generator)
+                group = crop_with_masks(group, chosen, boxes, size)
+                group[:, 3:] /= 255
             else:
+                group = group if chosen is None else torch.cat((group, chosen), dim=1)
                 group = as_floats(random_crop_with_padding(group, config.crop_padding or 0, self.generator))
             batch[members] = group
         return batch
@@ -195,7 +227,8 @@ class FocusViTDataCollator:
     def _augmented(self, images: Tensor, labels: Tensor, config: AugmentationConfig) -> tuple[Tensor, Tensor]:
         images = random_horizontal_flip(images, config.horizontal_flip, self.generator)
         strengths = config.brightness, config.contrast, config.saturation
-        images = color_jitter(images, *strengths, generator=self.generator)
+        coloured = color_jitter(images[:, :3], *strengths, generator=self.generator)
+        images = coloured if images.shape[1] == 3 else torch.cat((coloured, images[:, 3:]), dim=1)
         if not config.makes_soft_targets or self.num_labels is None:
             return images, labels
         targets = soft_targets(labels, self.num_labels)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, pipeline
 from transformers.trainer_pt_utils import LabelSmoother
@@ -24,8 +25,8 @@ from .run import Outcome, Task, carried_out, trainer_options
 from .segmentation_collator import SegmentationDataCollator
 from .segmentation_data import SegmentationDataArguments, class_weights, load_masks
 from .segmentation_metrics import SegmentationMetrics
-from .setup import Setup, augmentation_config, begin, evaluation_split, seed_everything
-from .sparsification import require_predictors
+from .setup import Setup, augmentation_config, begin, evaluation_split, seed_everything, selection_column
+from .sparsification import require_predictors, with_aux_loss
 from .trainer import FocusViTTrainer
 
 
@@ -55,6 +56,18 @@ class SegmentationTrainer(FocusViTTrainer):
     def loss_is_scaled_for_ga(self) -> bool | None:  # type: ignore[override]
         """Never: the loss is a mean over one batch."""
         return False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As in the base class; in training with what the gates and predictors of the model add to the loss."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = with_aux_loss(loss, outputs) if model.training else loss
+        return (loss, outputs) if return_outputs else loss
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
@@ -123,7 +136,8 @@ def set_up_segmentation(
         # A card that the Hub does not take is to be known of before hours of training.
         card_of(model, args, {**origin, "arguments": public_arguments(model_args, data_args, args)})
     columns = (len(names), data_args.image_column_name, data_args.label_column_name)
-    augmented = SegmentationDataCollator(processor, augmentation_config(data_args), *columns)
+    selection = (selection_column(data_args, model.config, args), data_args.selection_from_labels)
+    augmented = SegmentationDataCollator(processor, augmentation_config(data_args), *columns, *selection)
     return Setup(
         splits=splits,
         train_rows=as_rows(splits["train"], data_args, shuffle_seed=args.seed) if args.do_train else None,

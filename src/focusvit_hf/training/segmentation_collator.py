@@ -14,20 +14,19 @@ from ..image_processing_focusvit import FocusViTImageProcessor
 from ..image_sizes import channels_first, fixed_size
 from ..images import decode_image, naming_image
 from ..segmentation_maps import IGNORED, decode_mask, reduced_labels
-from .augmentation import AugmentationConfig, color_jitter, crop_and_resize, random_crop_boxes
+from .augmentation import (
+    AugmentationConfig,
+    color_jitter,
+    crop_mask,
+    crop_with_masks,
+    random_crop_boxes,
+    random_horizontal_flip,
+)
+from .selection import SelectionColumn, prepared_levels
 
 
 # Boxes drawn for one image, of which the first that holds a pixel that counts is taken.
 _ATTEMPTS = 10
-
-
-def crop_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """The box (top, left, height, width) of a mask `(height, width)`, resized to the nearest pixel."""
-    places = []
-    for axis in (0, 1):
-        step = float(box[axis + 2]) / size[axis]
-        places.append(int(box[axis]) + ((torch.arange(size[axis]) + 0.5) * step).long())
-    return mask[places[0]][:, places[1]]
 
 
 class SegmentationDataCollator:
@@ -43,6 +42,10 @@ class SegmentationDataCollator:
             With `crop` `"random_resized"` or None, and neither mixup nor cutmix, which mix labels.
         num_labels (`int`): Number of classes.
         image_column, label_column (`str`, *optional*, default to `"image"` and `"mask"`): Keys of an example.
+        selection ([`~selection.SelectionColumn`], *optional*): Where `selection_masks` come from.
+        selection_from_labels (`bool`, *optional*, defaults to `False`):
+            Whether `selection_masks` are the labelled pixels of other classes than 0, or of all classes where the
+            image processor reduces labels.
 
     Raises:
         ValueError: on an augmentation that is none for masks, and an image processor without a fixed size.
@@ -55,7 +58,11 @@ class SegmentationDataCollator:
         num_labels: int,
         image_column: str = "image",
         label_column: str = "mask",
+        selection: SelectionColumn | None = None,
+        selection_from_labels: bool = False,
     ):
+        if selection is not None and selection_from_labels:
+            raise ValueError("Expected a column of selection masks or selection_from_labels, got both.")
         if augmentation is not None:
             if augmentation.makes_soft_targets:
                 raise ValueError("Expected no mixup and no cutmix for masks, got mixup_alpha or cutmix_alpha above 0.")
@@ -68,6 +75,8 @@ class SegmentationDataCollator:
         self.num_labels = num_labels
         self.image_column = image_column
         self.label_column = label_column
+        self.selection = selection
+        self.selection_from_labels = selection_from_labels
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """
@@ -75,7 +84,8 @@ class SegmentationDataCollator:
             examples (`list[dict]`): One or more, each with an image and a mask.
 
         Returns:
-            `dict[str, torch.Tensor]`: `pixel_values`, `superpixel_ids` and `labels` `(batch_size, height, width)`.
+            `dict[str, torch.Tensor]`: `pixel_values`, `superpixel_ids`, `labels` `(batch_size, height, width)`, and
+            `selection_masks` of that shape where there are any.
 
         Raises:
             ValueError: for no examples, a missing column, masks that do not fit their image or the classes, and where
@@ -83,12 +93,25 @@ class SegmentationDataCollator:
         """
         if not examples:
             raise ValueError("Expected at least one example, got none.")
-        images, masks = zip(*(self._pair(index, example) for index, example in enumerate(examples)), strict=True)
+        pairs = [self._pair(index, example) for index, example in enumerate(examples)]
+        images, masks = zip(*pairs, strict=True)
+        selected = None
+        if self.selection is not None:
+            rows = zip(examples, masks, strict=True)
+            selected = [
+                self.selection.levels(index, example, *mask.shape) for index, (example, mask) in enumerate(rows)
+            ]
         if self.augmentation is None:
-            batch = self.image_processor(list(images), segmentation_maps=list(masks), return_tensors="pt")
+            batch = dict(self.image_processor(list(images), segmentation_maps=list(masks), return_tensors="pt"))
+            if selected is not None:
+                batch["selection_masks"] = prepared_levels(selected, self.image_processor)
         else:
-            levels, labels = self._augmented(images, masks, self.augmentation)
-            batch = {**self.image_processor.process_levels(levels), "labels": labels}
+            levels, *others = self._augmented(images, masks, selected, self.augmentation)
+            names = ("labels", "selection_masks")[: len(others)]
+            batch = {**self.image_processor.process_levels(levels), **dict(zip(names, others, strict=True))}
+        if self.selection_from_labels:
+            background = 0 if not self.image_processor.do_reduce_labels else IGNORED
+            batch["selection_masks"] = ((batch["labels"] != IGNORED) & (batch["labels"] != background)).float()
         if not (batch["labels"] != IGNORED).any():
             raise ValueError(f"Expected pixels that count in the masks of the batch, got {IGNORED} everywhere.")
         return dict(batch)
@@ -115,37 +138,34 @@ class SegmentationDataCollator:
         return reduced_labels(mask) if self.image_processor.do_reduce_labels else mask
 
     def _augmented(
-        self, images: Sequence[Any], masks: Sequence[np.ndarray], config: AugmentationConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Levels `(batch_size, 3, height, width)` in 0..255, float32, and labels."""
+        self,
+        images: Sequence[Any],
+        masks: Sequence[np.ndarray],
+        selected: Sequence[np.ndarray] | None,
+        config: AugmentationConfig,
+    ) -> list[Tensor]:
+        """Levels `(batch_size, 3, height, width)` in 0..255, labels, and where something is selected its masks."""
         size = fixed_size(self.image_processor)
         assert size is not None
-        levels, labels = torch.empty(len(images), 3, *size), torch.empty(len(images), *size, dtype=torch.int64)
+        whole = torch.empty(len(images), 4 if selected is None else 5, *size)
         for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
             pixels = torch.from_numpy(np.array(channels_first(image) if isinstance(image, Image.Image) else image))
-            numbers = torch.from_numpy(self._reduced(mask).astype(np.int64))
-            levels[index], labels[index] = self._cropped(pixels, numbers, size, config)
-        flipped = torch.rand(len(images), 1, 1) < config.horizontal_flip
-        labels = torch.where(flipped, labels.flip(-1), labels)
-        levels = torch.where(flipped[:, None], levels.flip(-1), levels)
-        levels = color_jitter(levels, config.brightness, config.contrast, config.saturation)
-        return levels.mul_(255).round_(), labels
+            maps = [self._reduced(mask), *([] if selected is None else [selected[index]])]
+            numbers = torch.from_numpy(np.stack(maps).astype(np.int64))
+            whole[index] = crop_with_masks(pixels[None], numbers[None], self._box(numbers[0], size, config), size)[0]
+        whole = random_horizontal_flip(whole, config.horizontal_flip)
+        levels = color_jitter(whole[:, :3], config.brightness, config.contrast, config.saturation)
+        # Numbers of classes are whole and far below 2^24, so that float32 has them exactly.
+        return [levels.mul_(255).round_(), whole[:, 3].long(), *(whole[:, 4:] / 255).unbind(1)]
 
-    def _cropped(
-        self, pixels: Tensor, labels: Tensor, size: tuple[int, int], config: AugmentationConfig
-    ) -> tuple[Tensor, Tensor]:
-        """An image in 0..1 and its labels, of the size wanted."""
+    def _box(self, labels: Tensor, size: tuple[int, int], config: AugmentationConfig) -> Tensor:
+        """What is cut out, `(1, 4)`: the first box drawn in which a pixel counts, else the whole image."""
         height, width = labels.shape
-        whole = torch.tensor([[0, 0, height, width]])
-        box, cropped = whole, labels
         for _ in range(_ATTEMPTS if config.crop is not None else 0):
             box = random_crop_boxes(1, (height, width), config.crop_scale, config.crop_ratio)
-            cropped = crop_mask(labels, box[0], size)
-            if (cropped != IGNORED).any():
-                break
-        else:
-            box, cropped = whole, crop_mask(labels, whole[0], size)
-        return crop_and_resize(pixels[None], box, size, dtype=torch.float32)[0], cropped
+            if (crop_mask(labels, box[0], size) != IGNORED).any():
+                return box
+        return torch.tensor([[0, 0, height, width]])
 
 
 def require_classes(labels: np.ndarray, num_labels: int) -> None:

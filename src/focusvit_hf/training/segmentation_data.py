@@ -48,6 +48,14 @@ class SegmentationDataArguments(DataTrainingArguments):
         default=0.0, metadata={"help": "Weight of 1 - IoU of each image's classes beside the cross entropy."}
     )
 
+    selection_from_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "The gates of select-and-pack attention learn from the masks themselves: every labelled pixel but "
+            "those of class 0 matters, and with --do_reduce_labels every labelled one."
+        },
+    )
+
     def __post_init__(self) -> None:
         if not 0 <= self.overlap_loss_weight < math.inf:
             raise ValueError(f"expected --overlap_loss_weight >= 0, got {self.overlap_loss_weight}")

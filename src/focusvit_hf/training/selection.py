@@ -1,11 +1,23 @@
 """Boxes and masks of objects, as data sets have them, made into the `selection_masks` that teach a gate."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import torch
+
+from ..images import naming_image, open_image
+from ..segmentation_maps import decode_mask, prepared_mask
+
+
+SELECTION_FORMATS = ("mask", "coco", "corners", "voc")
+# Where data sets that describe objects by a dict keep their boxes.
+_BOX_KEYS = ("bbox", "boxes")
+# By so much a box may lie beyond its image, in pixels: annotations are rounded, and some count from 1.
+_TOLERANCE = 1.0
 
 
 def boxes_mask(boxes: Iterable[Sequence[float]], height: int, width: int) -> torch.Tensor:
@@ -55,9 +67,12 @@ def voc_boxes(annotation: str | Path) -> list[tuple[float, float, float, float]]
         annotation (`str` or `Path`): The file, or its text.
 
     Raises:
-        ValueError: on what is no XML, and on an object without a box.
+        ValueError: on a file that cannot be read, on what is no XML, and on an object without a box.
     """
-    text = annotation.read_text() if isinstance(annotation, Path) else annotation
+    try:
+        text = annotation.read_text() if isinstance(annotation, Path) else annotation
+    except OSError as error:
+        raise ValueError(f"expected the file of an annotation, got: {error}") from error
     if "<!ENTITY" in text:
         raise ValueError("expected an annotation without entities, got one that declares some")
     try:
@@ -72,3 +87,121 @@ def voc_boxes(annotation: str | Path) -> list[tuple[float, float, float, float]]
         left, top, right, bottom = (float(corner) for corner in corners)
         boxes.append((left - 1, top - 1, right, bottom))
     return boxes
+
+
+@dataclass(frozen=True)
+class SelectionColumn:
+    """
+    Where the masks of what matters come from.
+
+    Args:
+        name (`str`): The column.
+        kind (`str`, *optional*, defaults to `"mask"`):
+            What is in it. `"mask"`: an image of one channel or an array of the image's size, with the numbers 0 and 1,
+            grey levels in 0..255, or floating point in 0..1. `"coco"`: boxes (left, top, width, height), `"corners"`:
+            boxes (left, top, right, bottom), in pixels, as a list or under `"bbox"` or `"boxes"` of a dict. `"voc"`:
+            an annotation of Pascal VOC, its text or the path of its file.
+
+    Raises:
+        ValueError: on another `kind`.
+    """
+
+    name: str
+    kind: str = "mask"
+
+    def __post_init__(self) -> None:
+        if self.kind not in SELECTION_FORMATS:
+            raise ValueError(f"Expected a format of selection masks from {SELECTION_FORMATS}, got {self.kind!r}.")
+
+    def levels(self, index: int, example: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+        """
+        The mask of an example in 8-bit levels, 255 for what matters: uint8 of shape `(height, width)`.
+
+        Args:
+            index (`int`): The example's number in its batch, for messages.
+            example (mapping): With the column.
+            height, width (`int`): The image's size in pixels.
+
+        Raises:
+            ValueError: where there is no mask, on one of another size or kind, and on a box beyond the image.
+        """
+        value = example.get(self.name)
+        with naming_image(index):
+            if value is None:
+                raise ValueError(f"expected a mask or boxes in the column {self.name!r}, got none")
+            if self.kind == "mask":
+                return mask_levels(value, height, width)
+            boxes = voc_boxes(_annotation(value)) if self.kind == "voc" else _boxes(value, self.name, self.kind)
+            require_inside(boxes, height, width)
+            return np.asarray(boxes_mask(boxes, height, width) * 255).astype(np.uint8)
+
+
+def mask_levels(value: Any, height: int, width: int) -> np.ndarray:
+    """
+    A mask as 8-bit levels, uint8 of shape `(height, width)`.
+
+    Raises:
+        ValueError: on a palette, whose numbers are classes, on numbers that are no levels, and on another size.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    elif isinstance(value, (list, tuple)):
+        value = np.asarray(value)
+    if not isinstance(value, np.ndarray):
+        value = open_image(value)
+        if value.mode == "P":
+            raise ValueError("expected a mask of grey levels or of the numbers 0 and 1, got a palette of classes")
+    shares = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    if shares:
+        if not (value.size and value.min() >= 0 and value.max() <= 1):
+            raise ValueError("expected a mask in [0, 1] in floating point, got other numbers")
+        value = np.rint(value * 255).astype(np.uint8)
+    mask = decode_mask(value)
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"expected a mask of the image's size {height} x {width}, got {mask.shape[0]} x {mask.shape[1]}"
+        )
+    largest = int(mask.max())
+    if largest > 255:
+        raise ValueError(f"expected a mask of grey levels in 0..255 or of the numbers 0 and 1, got {largest}")
+    return (mask * 255 if largest == 1 and not shares else mask).astype(np.uint8)
+
+
+def require_inside(boxes: Iterable[Sequence[float]], height: int, width: int) -> None:
+    """ValueError for boxes (left, top, right, bottom) beyond an image, as those of another size of it are."""
+    for box in boxes:
+        left, top, right, bottom = box
+        if min(left, top) < -_TOLERANCE or right > width + _TOLERANCE or bottom > height + _TOLERANCE:
+            raise ValueError(f"expected boxes inside the image of {height} x {width} pixels, got {list(box)}")
+
+
+def prepared_levels(levels: Sequence[np.ndarray], image_processor: Any) -> torch.Tensor:
+    """`selection_masks` of images that go through a processor: cropped as they are, resized to the nearest pixel."""
+    options = {name: getattr(image_processor, name) for name in ("do_resize", "size", "do_center_crop", "crop_size")}
+    masks = [prepared_mask(mask, **options, fill=0) for mask in levels]
+    return torch.from_numpy(np.stack(masks).astype(np.float32)) / 255
+
+
+def _annotation(value: Any) -> str | Path:
+    """The text of an annotation, or the path of its file."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str):
+        raise ValueError(f"expected the text or the path of an annotation, got {type(value).__name__}")
+    return value if value.lstrip().startswith("<") else Path(value)
+
+
+def _boxes(value: Any, column: str, kind: str) -> list[tuple[float, ...]]:
+    """Boxes (left, top, right, bottom) of a column's value."""
+    if isinstance(value, Mapping):
+        key = next((key for key in _BOX_KEYS if key in value), None)
+        if key is None:
+            raise ValueError(f"expected boxes under one of {_BOX_KEYS} in column {column!r}, got {sorted(value)}")
+        value = value[key]
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray, torch.Tensor)):
+        raise ValueError(f"expected a list of boxes in the column {column!r}, got {type(value).__name__}")
+    boxes = [tuple(box) if isinstance(box, (Sequence, np.ndarray, torch.Tensor)) else (box,) for box in value]
+    for box in boxes:
+        if len(box) != 4:
+            raise ValueError(f"expected boxes of four numbers in the column {column!r}, got {list(box)}")
+    return [tuple(box) for box in coco_boxes(boxes)] if kind == "coco" else boxes

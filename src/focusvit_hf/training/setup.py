@@ -13,6 +13,7 @@ import transformers
 from transformers import enable_full_determinism, set_seed
 
 from ..image_processing_focusvit import FocusViTImageProcessor
+from ..selection_options import SELECT_PACK
 from ..utils.names import check_identifier
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from .augmentation import AugmentationConfig
@@ -23,6 +24,7 @@ from .distillation import Distillation
 from .elastic import ElasticKeepRatio, ElasticSuperpixels
 from .labels import fitted_to_checkpoint
 from .model import checkpoint_classes, load_model, refuse_other_configuration
+from .selection import SelectionColumn
 from .sparsification import require_predictors
 from .teaching import make_distillation
 
@@ -81,6 +83,7 @@ def set_up(
     model, processor = load_model(model_args, names)
     refuse_other_configuration(checkpoint, model.config)
     require_predictors(model, args.predictor_learning_rate, args.frozen_epochs)
+    selection = selection_column(data_args, model.config, args)
     origin = origin_of(model_args, data_args, splits) if args.do_train else {}
     if args.do_train:
         # A card that the Hub does not take is to be known of before hours of training.
@@ -96,7 +99,7 @@ def set_up(
         if elastic is not None:
             raise ValueError("expected one of --train_num_superpixels and --train_keep_ratio, got both")
         elastic = ElasticKeepRatio(model.config, args.train_keep_ratio, args.seed)
-    train_collator = FocusViTDataCollator(train_processor, augmentation, **options)
+    train_collator = FocusViTDataCollator(train_processor, augmentation, **options, selection=selection)
     eval_collator = FocusViTDataCollator(processor, **options)
     with args.main_process_first(desc="decoding the images"):
         train_rows = as_rows(splits["train"], data_args, args.seed, train_collator.needed) if args.do_train else None
@@ -114,6 +117,26 @@ def set_up(
         elastic=elastic,
         origin=origin,
     )
+
+
+def selection_column(data_args: DataTrainingArguments, config: Any, args: TrainingArguments) -> SelectionColumn | None:
+    """
+    Where the masks of what matters come from in training, or None; ValueError where there are some for a model that
+    selects nothing, and where there are none for one that learns from nothing else.
+    """
+    name = data_args.selection_column_name
+    given = name is not None or getattr(data_args, "selection_from_labels", False)
+    if given and SELECT_PACK not in (config.layer_types or ()):
+        raise ValueError(
+            f"expected a model with layers of {SELECT_PACK!r} for --selection_column_name and "
+            "--selection_from_labels, got one that selects nothing"
+        )
+    if args.do_train and config.select_supervision == "teacher" and not given:
+        raise ValueError(
+            "expected --selection_column_name, a teacher's relevance of each pixel, with "
+            "select_supervision='teacher', got none"
+        )
+    return None if name is None else SelectionColumn(name, data_args.selection_format)
 
 
 def begin(model_args: ModelArguments, args: TrainingArguments) -> None:
