@@ -21,7 +21,6 @@ from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeAlias
 
 import datasets
@@ -32,8 +31,11 @@ from torch import nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
+from focusvit_hf.benchmark.floor import check_plausible
+from focusvit_hf.benchmark.runtimes import ImagesToLogits, write_graph
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.export import export_model
+from focusvit_hf.export.runtime import onnx_session
 from focusvit_hf.hub.checkpoints import load_checkpoint
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json, write_json
@@ -42,41 +44,9 @@ from focusvit_hf.utils.files import read_json, write_json
 BATCH_SIZES = (1, 32)
 NUMBERS = ("float32", "int8")
 TEST_BATCH = 250
-SLOWER_IN_TURN = 3
 RECORD = "made_with.json"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 Subject: TypeAlias = nn.Module | onnxruntime.InferenceSession
-
-
-class FromPictures(nn.Module):
-    """A classifier behind the normalisation to -1..1, as it is in an exported graph."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images.float() / 127.5 - 1).logits
-
-
-def session_of(file: Path) -> onnxruntime.InferenceSession:
-    """A session with as many threads as torch has, which wait without taking a core."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin between calls take the cores from the subject whose turn it is: on two cores the dense ViT in
-    # torch, 19 ms alone, took 63 ms between three such sessions, 25 ms between three that wait.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def export_vit(model: PreTrainedModel, file: Path) -> None:
-    """The dense ViT by torch's exporter alone."""
-    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
-    shapes = {"images": {0: "batch"}}
-    program: Any = torch.onnx.export(
-        FromPictures(model).eval(), (), kwargs={"images": images}, dynamo=True, dynamic_shapes=shapes, verbose=False
-    )
-    program.save(file)
 
 
 def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, Any]:
@@ -99,20 +69,6 @@ def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, An
         faster = {name: first / values["median_ms"] for name, values in times.items()}
         result[f"batch {batch_size}"] = {"milliseconds_a_picture": times, "times_faster": faster}
     return result
-
-
-def check_plausible(seconds: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
-    """
-    Raises ValueError where a subject takes far longer in turn with the others than alone: then threads of one runtime
-    have held the cores while another was timed, and the figure says nothing of the subject.
-    """
-    for name, values in seconds.items():
-        found, expected = median(values), median(alone[name])
-        if found > SLOWER_IN_TURN * expected:
-            raise ValueError(
-                f"expected {name} to take at most {SLOWER_IN_TURN} times as long in turn with the others as alone "
-                f"({1000 * expected:.1f} ms), got {1000 * found:.1f} ms: nothing is written"
-            )
 
 
 def accuracy(
@@ -140,7 +96,7 @@ def accuracy(
     logits = {"torch float32": by_torch(model)}
     same_ids: dict[str, bool] = {}
     for name, file in graphs.items():
-        session = session_of(file)
+        session = onnx_session(file)
         found = [session.run(None, {"images": images[start : start + TEST_BATCH]}) for start in parts]
         logits[f"ONNX Runtime {name}"] = np.concatenate([part[0] for part in found])
         same_ids[f"ONNX Runtime {name}"] = bool((np.concatenate([part[1] for part in found]) == ids).all())
@@ -212,7 +168,7 @@ def systems(exports: Path) -> dict[str, tuple[Any, Any]]:
             if not (exports / f"{name}-{number}").exists():
                 export_model(*pair, exports / f"{name}-{number}", quantization=quantization)
     if not (exports / "vit.onnx").exists():
-        export_vit(vit, exports / "vit.onnx")
+        write_graph(vit, exports / "vit.onnx", 224)
     return {"ViT-Ti/16": (vit, None), **models}
 
 
@@ -222,8 +178,8 @@ def subjects_of(name: str, model: PreTrainedModel, exports: Path) -> dict[str, S
     files["ONNX Runtime int8"] = exports / f"{name}-int8" / "model.onnx"
     if name.startswith("ViT"):
         files = {"ONNX Runtime": exports / "vit.onnx"}
-    sessions = {f"{name}, {runtime}": session_of(file) for runtime, file in files.items()}
-    return {f"{name}, torch": FromPictures(model).eval(), **sessions}
+    sessions = {f"{name}, {runtime}": onnx_session(file) for runtime, file in files.items()}
+    return {f"{name}, torch": ImagesToLogits(model).eval(), **sessions}
 
 
 def main() -> None:

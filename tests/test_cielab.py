@@ -6,8 +6,8 @@ import torch
 from skimage.color import rgb2lab
 
 import reference
+from focusvit_hf.benchmark.floor import OperationCounter
 from focusvit_hf.cielab import LAB_RADIUS_SQUARED, cell_lab, cell_sums, cell_sums_of_pixels, levels_of_pixels
-from operations import OperationCounter
 
 
 def colours(steps):

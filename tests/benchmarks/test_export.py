@@ -1,4 +1,4 @@
-"""`benchmarks/export.py` refuses graphs of other commits or versions, and times that cannot be the subject's own."""
+"""`benchmarks/export.py` refuses graphs of other commits or versions."""
 
 import json
 
@@ -64,11 +64,3 @@ def test_the_error_ends_the_script_before_anything_is_measured(script, made_with
     with pytest.raises(SystemExit) as stopped:
         script.main()
     assert stopped.value.code == 2 and "Expected graphs made with" in capsys.readouterr().err
-
-
-def test_a_subject_that_others_hold_up_is_refused(script):
-    """As ViT in torch, 19 ms alone, that took 1,500 ms beside the spinning threads of ONNX Runtime."""
-    alone = {"ViT, torch": [0.019, 0.020, 0.019], "ViT, ONNX Runtime": [0.030, 0.030, 0.031]}
-    script.check_plausible({"ViT, torch": [0.025] * 9, "ViT, ONNX Runtime": [0.04] * 9}, alone)
-    with pytest.raises(ValueError, match=r"ViT, torch to take .* \(19\.0 ms\), got 1500\.0 ms: nothing is written"):
-        script.check_plausible({"ViT, ONNX Runtime": [0.03] * 9, "ViT, torch": [1.5] * 9}, alone)

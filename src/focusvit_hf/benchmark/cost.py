@@ -111,11 +111,10 @@ def stage_costs(model: PreTrainedModel, resolution: int) -> list[StageCost] | No
     pixel_values = _blank(model, resolution)
     stages, given = [], {}
     if isinstance(model, FocusViTPreTrainedModel) and model.config.patch_pooling == "superpixel":
-        cells = resolution // model.config.cell_size
-        # Any map will do for what follows, and scikit-image's is not counted.
-        given["superpixel_ids"] = torch.zeros(1, cells, cells, dtype=torch.long, device=model.device)
+        backbone: Any = model.base_model
+        # Any map of all K numbers will do for what follows, and scikit-image's is not counted.
+        given["superpixel_ids"] = backbone.embeddings.tile_map(resolution, resolution, model.device)
         if model.config.superpixel_method == "torch":
-            backbone: Any = model.base_model
             counts = _counts(lambda: backbone.region_ids(pixel_values))
             stages.append(StageCost("superpixels", **{kind: count[_EVERYWHERE] for kind, count in counts.items()}))
     counts = _forward_counts(model, pixel_values, given)

@@ -59,7 +59,7 @@ class OnnxImageClassifier:
         # A processor's call takes more options than the base class declares.
         self.image_processor: Any = FocusViTImageProcessor.from_pretrained(folder)
         self.inputs: tuple[str, ...] = tuple(description["inputs"])
-        self.session = _session(folder / file, threads, spinning)
+        self.session = onnx_session(folder / file, threads, spinning)
 
     def __call__(self, images: Any, top_k: int = 5, batch_size: int = 1) -> list[Any]:
         """
@@ -103,7 +103,12 @@ class OnnxImageClassifier:
         return [{"label": names[int(number)], "score": float(probabilities[number])} for number in best]
 
 
-def _session(file: Path, threads: int | None, spinning: bool) -> Any:
+def onnx_session(file: Path, threads: int | None = None, spinning: bool = False) -> Any:
+    """
+    A session of ONNX Runtime on the CPU, with as many threads as torch unless told otherwise. By default they wait
+    without taking a core: threads that spin take the cores from whatever else the process computes. On two cores the
+    dense ViT in torch, 19 ms alone, took 63 ms between three such sessions and 25 ms between three that wait.
+    """
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
