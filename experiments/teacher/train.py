@@ -3,12 +3,16 @@ A pupil of the bank's teacher, trained from a recipe at growing resolutions.
 
     python -m experiments.teacher.train experiments/teacher/vit-tiny.json --bank runs/teacher-bank --out runs/vit-tiny
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny.json --bank runs/teacher-bank --out runs/tiny
+    python -m experiments.teacher.train experiments/teacher/focusvit-tiny-mixed.json --begin runs/tiny --out runs/mixed
 
 The pupil learns four things of each view: its label, the teacher's ten logits, the teacher's 1,000 logits through a
 head that is thrown away, and, where it keeps a token for each place, the teacher's last feature map through another
 (locality guidance: Li et al. 2022, arXiv 2207.10026). Most epochs are at 112 px, where ViT-Ti/16 has 49 tokens that
 stand at the 7 × 7 places of the teacher's map; a learned position is interpolated. Everything but the master weights
 is in bfloat16. The same command goes on from the last epoch that was finished.
+
+With `views` = 0 there is no bank: each view is drawn anew, most of them are two images mixed, and the teacher answers
+for what the pupil sees (function matching: Beyer et al. 2022, arXiv 2106.05237). A label has no part in mixed images.
 
 `--split validation` trains on four fifths of the training images and measures on the fifth held out: choices are made
 there. The default trains on all of them, and looks at the test split once, when training has ended.
@@ -27,12 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
 from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES, Teaching, draw_views
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
+from experiments.teacher.mixed import MixedTeaching
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import distillation_loss
@@ -65,7 +72,9 @@ class Recipe:
         config (`dict`): Fields of `FocusViTConfig`.
         stages (list of pairs of `int`): (side of the images in pixels, epochs), one after the other.
         batch_size, learning_rate, weight_decay, warmup_epochs, ema_decay, seed: Of AdamW, its cosine and the average.
-        views (`int`): Views of each image in the bank; epoch e sees view e mod views.
+        views (`int`): Views of each image in the bank; epoch e sees view e mod views. 0: every view is a new one.
+        mix (`float`): Share of the batches that are mixed where every view is new, one half by mixup, one by cutmix.
+        teacher_size (`int`): Side in pixels of what the teacher sees of new views.
         label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
         temperature (`float`): Of the ten logits; `thousand_temperature` of the 1,000.
         guided_layer (`int`): Whose tokens the map guides, counted from 1.
@@ -80,6 +89,8 @@ class Recipe:
     ema_decay: float = 0.998
     seed: int = 42
     views: int = 16
+    mix: float = 0.0
+    teacher_size: int = SIZE
     label: float = 0.2
     logits: float = 0.3
     thousand: float = 0.5
@@ -96,6 +107,12 @@ class Recipe:
         if unknown:
             raise ValueError(f"expected fields of a recipe in {path}, got {unknown}")
         return cls(**options)
+
+    def __post_init__(self) -> None:
+        if self.views and (self.mix or self.teacher_size != SIZE):
+            raise ValueError(f"expected views = 0 with mix or teacher_size, got a bank of {self.views} views")
+        if not self.views and self.guidance:
+            raise ValueError(f"expected guidance = 0 with views = 0, whose maps are not kept, got {self.guidance}")
 
     @property
     def epochs(self) -> int:
@@ -185,24 +202,26 @@ def rate(recipe: Recipe, progress: float) -> float:
 def losses(
     recipe: Recipe,
     outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     logits: torch.Tensor,
-    places: torch.Tensor,
+    places: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """The losses by name, each times its share."""
+    """The losses by name, each times its share; that of the labels is 0 where images were mixed and have none."""
     own, thousand, guided = outputs
     ten = logits[:, list(IMAGENETTE_CLASSES)]
     parts = {
-        "label": recipe.label * soft_cross_entropy(own, labels),
+        "label": own.new_zeros(()) if labels is None else recipe.label * soft_cross_entropy(own, labels),
         "logits": recipe.logits * distillation_loss(own, ten, recipe.temperature),
         "thousand": recipe.thousand * distillation_loss(thousand, logits, recipe.thousand_temperature),
     }
-    if guided is not None:
+    if guided is not None and places is not None:
         parts["guidance"] = recipe.guidance * nn.functional.mse_loss(guided.float(), places)
     return parts
 
 
-def train_epoch(recipe: Recipe, state: State, teaching: Teaching, labels: torch.Tensor, rows: torch.Tensor) -> None:
+def train_epoch(
+    recipe: Recipe, state: State, teaching: Teaching | MixedTeaching, labels: torch.Tensor, rows: torch.Tensor
+) -> None:
     """One epoch over the images numbered `rows`; its draws are a function of seed and epoch."""
     torch.manual_seed(recipe.seed * 10_007 + state.epoch)
     size, begin = recipe.size(state.epoch), time.time()
@@ -214,18 +233,25 @@ def train_epoch(recipe: Recipe, state: State, teaching: Teaching, labels: torch.
     for number, indices in enumerate(batches):
         for group in state.optimizer.param_groups:
             group["lr"] = rate(recipe, state.epoch + number / len(batches))
-        views = torch.full_like(indices, state.epoch % recipe.views)
-        logits, places = teaching.answers(indices, views)
-        pixels = draw_views(teaching.images[indices], indices.tolist(), views.tolist(), size)
+        told: torch.Tensor | None = labels[indices]
+        places: torch.Tensor | None = None
+        if isinstance(teaching, MixedTeaching):
+            pixels, logits, told = teaching.lesson(indices, labels[indices], size)
+        else:
+            views = torch.full_like(indices, state.epoch % recipe.views)
+            logits, places = teaching.answers(indices, views)
+            pixels = draw_views(teaching.images[indices], indices.tolist(), views.tolist(), size)
         with torch.autocast("cpu", torch.bfloat16):
             outputs = state.pupil(pixels)
-        parts = losses(recipe, outputs, labels[indices], logits, places)
+        parts = losses(recipe, outputs, told, logits, places)
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(state.pupil.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.average.update(state.pupil.model)
-        right += int((outputs[0].argmax(dim=1) == labels[indices]).sum())
+        # Of mixed images the teacher says what is right.
+        aims = logits[:, list(IMAGENETTE_CLASSES)].argmax(dim=1) if told is None else told
+        right += int((outputs[0].argmax(dim=1) == aims).sum())
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
     state.epoch += 1
@@ -248,18 +274,36 @@ def measure(model: nn.Module, images: torch.Tensor, size: int, half: bool = True
     return torch.cat(logits)
 
 
-def run(recipe: Recipe, out: Path, bank: Path, split: str, every: int, data: Path = DATA) -> dict[str, Any]:
-    """Trains to the end, from the last epoch that was finished, and measures."""
+def run(
+    recipe: Recipe,
+    out: Path,
+    bank: Path | None,
+    split: str,
+    every: int,
+    data: Path = DATA,
+    begin: Path | None = None,
+) -> dict[str, Any]:
+    """Trains to the end, from the last epoch that was finished or the average of the run `begin`, and measures."""
+    if (bank is None) == (recipe.views > 0):
+        raise ValueError(f"expected --bank with views > 0 and only then, got {bank} and {recipe.views} views")
     pictures = load_pictures(data, "train", SIZE)
     held_out = torch.arange(len(pictures)) % 5 == 0
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
-    teaching = Teaching(bank, pictures.images, recipe.views)
+    teaching = (
+        MixedTeaching(pictures.images, recipe.mix, recipe.teacher_size)
+        if bank is None
+        else Teaching(bank, pictures.images, recipe.views)
+    )
     torch.manual_seed(recipe.seed)
     pupil = Pupil(recipe)
+    if begin is not None:
+        # The heads that are thrown away are the last step's, the model is the average that the run saved.
+        pupil.load_state_dict(torch.load(begin / STATE_FILE, weights_only=True)["pupil"])
+        pupil.model.load_state_dict(load_file(begin / SAFE_WEIGHTS_NAME))
     optimizer = torch.optim.AdamW(parameter_groups(pupil, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     state = State(pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
+    settings: dict[str, Any] = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
     if (out / STATE_FILE).is_file():
         if read_json(out / LOG_FILE)["settings"] != settings:
             raise ValueError(f"expected the recipe of {out / LOG_FILE}, got another; choose another --out")
@@ -272,14 +316,20 @@ def run(recipe: Recipe, out: Path, bank: Path, split: str, every: int, data: Pat
                 logits = measure(pupil.model, pictures.images[held_out], recipe.size(state.epoch - 1))
             state.history[-1]["held_out"] = float((logits.argmax(1) == pictures.labels[held_out]).float().mean())
         print({name: round(value, 4) for name, value in state.history[-1].items()}, flush=True)
-        teaching.bank.flush()
+        if isinstance(teaching, Teaching):
+            teaching.bank.flush()
         write_json(out / LOG_FILE, {"settings": settings, "history": state.history})
         state.save(out / STATE_FILE)
     return finish(state, settings, out, teaching, split, data)
 
 
 def finish(
-    state: State, settings: Mapping[str, Any], out: Path, teaching: Teaching, split: str, data: Path
+    state: State,
+    settings: Mapping[str, Any],
+    out: Path,
+    teaching: Teaching | MixedTeaching,
+    split: str,
+    data: Path,
 ) -> dict[str, Any]:
     """Saves the averaged model with its processor, and measures it on the test split where nothing was held out."""
     model = state.pupil.model
@@ -307,7 +357,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--bank", type=Path, required=True, help="folder of the teacher's answers")
+    parser.add_argument("--bank", type=Path, help="folder of the teacher's answers, where the recipe has views")
+    parser.add_argument("--begin", type=Path, help="folder of a run whose weights are begun from")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--every", type=int, default=5, help="measure held-out images every so many epochs")
@@ -316,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {name: float(value) for name, value in (change.split("=") for change in args.change)}
     whole = {item.name for item in fields(Recipe) if item.type == "int"}
     recipe = Recipe.read(args.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})
-    run(recipe, args.out, args.bank, args.split, args.every)
+    run(recipe, args.out, args.bank, args.split, args.every, begin=args.begin)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from transformers import ViTForImageClassification
 
 from cards import PATTERN
 from experiments.micro.data import Pictures
-from experiments.teacher import bank, keep, train
+from experiments.teacher import bank, keep, mixed, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
 
@@ -36,8 +36,8 @@ class StandIn(nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.channels = torch.randn(3, 96, generator=generator)
-        self.weight = torch.randn(96, 1000, generator=generator) / 96
+        self.register_buffer("channels", torch.randn(3, 96, generator=generator))
+        self.register_buffer("weight", torch.randn(96, 1000, generator=generator) / 96)
 
     def feature_map(self, images):
         return torch.einsum("bchw,cd->bdhw", nn.functional.adaptive_avg_pool2d(images, 7), self.channels)
@@ -60,7 +60,8 @@ def pictures(folder, split, size):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(bank, "EfficientNetLite0", StandIn)
+    for module in (bank, mixed):
+        monkeypatch.setattr(module, "EfficientNetLite0", StandIn)
     for module in (bank, train):
         monkeypatch.setattr(module, "load_pictures", pictures)
 
@@ -86,8 +87,12 @@ def test_the_rate_rises_and_falls_and_the_size_grows():
 
 def test_the_recipes_are_read_and_misspelt_ones_refused(tmp_path):
     folder = bank.Path(train.__file__).parent
-    for path in folder.glob("*.json"):
-        assert train.Recipe.read(path, views=2).views == 2
+    paths = sorted(folder.glob("*.json"))
+    assert {path.stem: train.Recipe.read(path).views for path in paths} == {
+        "focusvit-tiny": 16,
+        "focusvit-tiny-mixed": 0,
+        "vit-tiny": 16,
+    }
     (tmp_path / "recipe.json").write_text(json.dumps({**RECIPE, "epochs": 3}))
     with pytest.raises(ValueError, match=r"expected fields of a recipe in .*, got \['epochs'\]"):
         train.Recipe.read(tmp_path / "recipe.json")
@@ -176,6 +181,78 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     assert log["figures"]["test_accuracy"] == accuracy <= log["figures"]["test_top_5_accuracy"]
     processor = FocusViTImageProcessor.from_pretrained(tmp_path / "focusvit-mine")
     assert processor.num_superpixels == 9
+
+
+MIXED = {**RECIPE, "stages": [[112, 2]], "views": 0, "mix": 0.5, "teacher_size": 96, "guidance": 0}
+
+
+def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pupil_sees(stand_in):
+    images = pictures(None, "train", 224).images
+    indices, labels = torch.tensor([3, 1, 2]), torch.tensor([3, 1, 2])
+    torch.manual_seed(0)
+    for share in (0.0, 1.0):
+        teaching = mixed.MixedTeaching(images, share, 224)
+        lessons = [teaching.lesson(indices, labels, 224) for _ in range(4)]
+        for pixels, logits, told in lessons:
+            assert pixels.shape == (3, 3, 224, 224) and pixels.abs().max() <= 1
+            assert (told is labels) if share == 0 else (told is None)
+            torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
+        assert not torch.equal(lessons[0][0], lessons[1][0])
+    # It sees the same images at its own size.
+    teaching = mixed.MixedTeaching(images, 0.0, 112)
+    pixels, logits, _ = teaching.lesson(indices, labels, 112)
+    assert pixels.shape == (3, 3, 112, 112)
+    torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
+
+
+def test_labels_have_no_part_in_mixed_images():
+    recipe = train.Recipe(**MIXED)
+    outputs = (torch.randn(4, 10), torch.randn(4, 1000), None)
+    logits = torch.randn(4, 1000)
+    labelled = train.losses(recipe, outputs, torch.arange(4), logits, None)
+    unlabelled = train.losses(recipe, outputs, None, logits, None)
+    assert unlabelled["label"] == 0 < labelled["label"]
+    assert all(unlabelled[name] == labelled[name] for name in ("logits", "thousand"))
+
+
+def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_interrupted(
+    stand_in, tmp_path, monkeypatch
+):
+    taught = {**RECIPE, "stages": [[112, 1]], "guidance": 0}
+    train.run(train.Recipe(**taught), tmp_path / "bank-run", tmp_path / "bank", "test", every=1)
+    recipe = train.Recipe(**MIXED)
+    figures = train.run(recipe, tmp_path / "whole", None, "test", 1, begin=tmp_path / "bank-run")
+
+    whole_epoch = train.train_epoch
+
+    def killed(recipe, state, *rest):
+        if state.epoch == 0:
+            begun = load_file(tmp_path / "bank-run" / "model.safetensors")
+            own = state.pupil.model.state_dict()
+            assert all(torch.equal(own[name], begun[name]) for name in begun)
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        whole_epoch(recipe, state, *rest)
+
+    monkeypatch.setattr(train, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(recipe, tmp_path / "killed", None, "test", 1, begin=tmp_path / "bank-run")
+    monkeypatch.setattr(train, "train_epoch", whole_epoch)
+    assert train.run(recipe, tmp_path / "killed", None, "test", 1) == figures
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
+    with pytest.raises(ValueError, match="expected --bank with views > 0 and only then, got None and 1 views"):
+        train.run(train.Recipe(**RECIPE), tmp_path / "run", None, "test", every=1)
+    with pytest.raises(ValueError, match=r"expected --bank with views > 0 and only then, got .* and 0 views"):
+        train.run(train.Recipe(**MIXED), tmp_path / "run", tmp_path / "bank", "test", every=1)
+    with pytest.raises(ValueError, match="expected views = 0 with mix or teacher_size, got a bank of 1 views"):
+        train.Recipe(**{**RECIPE, "mix": 0.5})
+    with pytest.raises(ValueError, match="expected guidance = 0 with views = 0"):
+        train.Recipe(**{**MIXED, "guidance": 2.0})
+    assert not (tmp_path / "run").exists()
 
 
 def test_choices_are_made_on_images_that_are_held_out(stand_in, tmp_path):
