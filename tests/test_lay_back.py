@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from focusvit_hf.lay_back import Box, Corners, cells_to_pixels, lay_back
+from focusvit_hf.lay_back import Box, CellsAround, cells_to_pixels, lay_back
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -113,7 +113,7 @@ def test_cells_to_pixels_fills_outside_the_box():
 def test_corners_interpolate_single_pixels_and_know_where_the_cells_around_them_agree(size):
     values = torch.randn(3, 6, 7)
     states = (values[0] > 0.5).long()
-    corners = Corners((6, 7), size, values.device)
+    corners = CellsAround((6, 7), size, values.device)
     rows, columns = torch.ones(size).nonzero(as_tuple=True)
     found = corners.interpolate(values.flatten(1).T, rows, columns).T.reshape(3, *size)
     assert torch.allclose(found, cells_to_pixels(values, size, mode="bilinear"), atol=1e-5)
@@ -124,3 +124,29 @@ def test_corners_interpolate_single_pixels_and_know_where_the_cells_around_them_
     assert torch.equal(agreed & (share > 0.5), agreed & (share == 1))
     inside = (share > 1e-9) & (share < 1 - 1e-9)
     assert not (agreed & inside).any()
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3])
+@pytest.mark.parametrize("size", [(6, 7), (31, 45), (3, 2)])
+def test_the_cells_around_pixels_are_those_of_a_plain_loop(size, reach):
+    states = torch.randint(2, (6, 7))
+    around = CellsAround((6, 7), size, states.device, reach)
+    rows, columns = torch.ones(size).nonzero(as_tuple=True)
+    cells, nearness = around.places(rows, columns)
+    agreed = around.agree(states, 0, size[0])
+    for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        y, x = (row + 0.5) * 6 / size[0] - 0.5, (column + 0.5) * 7 / size[1] - 0.5
+        window = [
+            (i, j)
+            for i in range(int(np.floor(y)) - reach + 1, int(np.floor(y)) + reach + 1)
+            for j in range(int(np.floor(x)) - reach + 1, int(np.floor(x)) + reach + 1)
+        ]
+        inside = [(min(max(i, 0), 5), min(max(j, 0), 6)) for i, j in window]
+        assert cells[index].tolist() == [i * 7 + j for i, j in inside]
+        near = [(1 - abs(y - i) / reach) * (1 - abs(x - j) / reach) for i, j in window]
+        assert nearness[index].tolist() == pytest.approx(near, abs=1e-5)
+        assert agreed[row, column] == (len({int(states[place]) for place in inside}) == 1)
+    disagreeing = torch.zeros(size, dtype=torch.bool)
+    for strip_rows, strip_columns in around.disagreeing(states, 2 * size[1]):
+        disagreeing[strip_rows, strip_columns] = True
+    assert torch.equal(disagreeing, ~agreed)

@@ -37,7 +37,7 @@ from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
-from focusvit_hf.segmentation_maps import IGNORED, UPSAMPLINGS, decode_mask, segmentation_maps_of
+from focusvit_hf.segmentation_maps import IGNORED, decode_mask, segmentation_maps_of
 from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes
 from focusvit_hf.training.objective import parameter_groups, require_finite
 from focusvit_hf.training.segmentation import overlap_loss
@@ -48,6 +48,8 @@ from focusvit_hf.utils.files import read_json, write_json
 
 
 QUESTION = "dense"
+# Both ask the network alone; what the colours of an image add is a question of its own, see `experiments.dense.edges`.
+UPSAMPLINGS = ("bilinear", "nearest")
 # Images are kept a little larger than they are seen, so that a crop need not be enlarged much.
 KEPT = 1.2
 RECIPE: dict[str, Any] = {

@@ -68,19 +68,21 @@ def _triangles(places: torch.Tensor, count: int) -> torch.Tensor:
     return (1 - (places.clamp(0.5, count - 0.5)[:, None] - centres).abs()).clamp(min=0)
 
 
-class Corners:
+class CellsAround:
     """
-    The four cells around each pixel, between whose centres `"bilinear"` interpolates; at the rim of an image some are
-    one. What all four agree on needs no interpolation, and that is most of an image.
+    The cells around each pixel: with a `reach` of 1 the four between whose centres `"bilinear"` interpolates, else
+    `(2 · reach)²`; at the rim of an image some are one. What they all agree on needs no interpolation, and that is
+    most of an image.
 
     Args:
         grid (pair of `int`): Rows and columns of the cells, which cover the image.
         size (pair of `int`): Height and width of the image.
         device (`torch.device`): Where the cells are.
+        reach (`int`, *optional*, defaults to 1): How many cells on each side of a pixel count, up, down and sideways.
     """
 
-    def __init__(self, grid: tuple[int, int], size: tuple[int, int], device: torch.device):
-        self.grid = grid
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], device: torch.device, reach: int = 1):
+        self.grid, self.reach = grid, reach
         places = [_cells_of_pixels(n, 0.0, float(n), cells, device) - 0.5 for n, cells in zip(size, grid, strict=True)]
         # From -1, where a pixel lies above or left of the first centre.
         self.first = [place.floor().long() for place in places]
@@ -88,7 +90,7 @@ class Corners:
 
     def agree(self, states: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
         """
-        Whether the four cells of each pixel have the same state.
+        Whether the cells around each pixel have the same state.
 
         Args:
             states (`torch.LongTensor` of shape `(rows, columns)`): Of the cells.
@@ -97,37 +99,36 @@ class Corners:
         Returns:
             `torch.BoolTensor` of shape `(bottom - top, width)`.
         """
-        rows, columns = (torch.arange(-1, n + 1, device=states.device).clamp(0, n - 1) for n in self.grid)
+        reach = self.reach
+        rows, columns = (torch.arange(-reach, n + reach, device=states.device).clamp(0, n - 1) for n in self.grid)
         framed = states[rows][:, columns]
-        along = framed[:, 1:] == framed[:, :-1]
-        same = along[1:] & along[:-1] & (framed[1:, 1:] == framed[:-1, 1:])
+        along = _runs(framed[:, 1:] == framed[:, :-1], 2 * reach - 1, dim=1)
+        same = (
+            _runs(along, 2 * reach, dim=0)
+            & _runs(framed[1:] == framed[:-1], 2 * reach - 1, dim=0)[:, : along.shape[1]]
+        )
         return same[self.first[0][top:bottom] + 1].index_select(1, self.first[1] + 1)
 
-    def disagreeing(
-        self, states: torch.Tensor, values: torch.Tensor, strip_values: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def disagreeing(self, states: torch.Tensor, strip_pixels: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
-        The pixels whose four cells differ in their states, a strip of rows at a time, and what lies there.
+        The pixels around which cells differ in their states, a strip of rows at a time.
 
         Args:
             states (`torch.LongTensor` of shape `(rows, columns)`): Of the cells.
-            values (`torch.FloatTensor` of shape `(rows * columns, channels)`): Of the cells, row by row.
-            strip_values (`int`): About how many values a strip may have, so that memory is bounded.
+            strip_pixels (`int`): About how many pixels a strip may have, so that memory is bounded.
 
         Returns:
-            Iterator of rows and columns of pixels, `(pixels,)` each, and the values between the cells' centres,
-            `(pixels, channels)`.
+            Iterator of rows and columns of pixels, `(pixels,)` each.
         """
         height, width = len(self.first[0]), len(self.first[1])
-        step = max(1, strip_values // (width * values.shape[1]))
+        step = max(1, strip_pixels // width)
         for top in range(0, height, step):
             rows, columns = (~self.agree(states, top, min(top + step, height))).nonzero(as_tuple=True)
-            rows = rows + top
-            yield rows, columns, self.interpolate(values, rows, columns)
+            yield rows + top, columns
 
     def interpolate(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """
-        What lies between the centres of the cells, at single pixels.
+        What lies between the centres of the four nearest cells, at single pixels.
 
         Args:
             values (`torch.FloatTensor` of shape `(rows * columns, channels)`): Of the cells, row by row.
@@ -143,6 +144,35 @@ class Corners:
         upper = torch.lerp(values[above + left], values[above + right], along)
         lower = torch.lerp(values[below + left], values[below + right], along)
         return torch.lerp(upper, lower, down)
+
+    def places(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The cells around single pixels, and how near they are: 1 at the pixel, 0 from `reach` cells on, along each
+        axis, multiplied.
+
+        Args:
+            rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
+
+        Returns:
+            Numbers of cells, row by row, `torch.LongTensor`, and nearness, `torch.FloatTensor`, both of shape
+            `(pixels, (2 * reach)²)`.
+        """
+        numbers, nearness = [], []
+        steps = torch.arange(1 - self.reach, self.reach + 1, device=rows.device)
+        for axis, pixels in enumerate((rows, columns)):
+            numbers.append((self.first[axis][pixels][:, None] + steps).clamp(0, self.grid[axis] - 1))
+            nearness.append(1 - (self.fractions[axis][pixels][:, None] - steps).abs() / self.reach)
+        cells = numbers[0][:, :, None] * self.grid[1] + numbers[1][:, None]
+        return cells.flatten(1), (nearness[0][:, :, None] * nearness[1][:, None]).flatten(1)
+
+
+def _runs(flags: torch.Tensor, length: int, dim: int) -> torch.Tensor:
+    """Whether all of `length` flags in a row are true, from each place at which there are as many."""
+    count = flags.shape[dim] - length + 1
+    found = flags.narrow(dim, 0, count)
+    for step in range(1, length):
+        found = found & flags.narrow(dim, step, count)
+    return found
 
 
 def values_of_cells(values: torch.Tensor, region_ids: torch.Tensor) -> torch.Tensor:

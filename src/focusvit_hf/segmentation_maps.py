@@ -1,6 +1,6 @@
 """Maps of classes: masks as users hand them in, for training, and logits of cells to the class of each pixel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,15 @@ from PIL import Image
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import SizeDict
 
+from .guided_upsampling import REACH, Guide, image_levels
 from .image_sizes import resized_size
 from .images import flat_images, naming_image, open_image
-from .lay_back import Corners, cells_to_pixels
+from .lay_back import CellsAround, cells_to_pixels
 
 
 # What a mask has where the class does not count, in the data sets of the field and in the library's processors.
 IGNORED = 255
-UPSAMPLINGS = ("bilinear", "nearest")
+UPSAMPLINGS = ("bilinear", "nearest", "guided")
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 # Interpolated values that are held at a time.
 _STRIP_VALUES = 2**22
@@ -150,7 +151,10 @@ def labels_of(
 
 
 def segmentation_maps_of(
-    logits: torch.Tensor, sizes: Sequence[tuple[int, int]] | None = None, upsampling: str = "bilinear"
+    logits: torch.Tensor,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    upsampling: str = "bilinear",
+    images: Sequence[Any] | None = None,
 ) -> list[torch.Tensor]:
     """
     The class of each pixel. Classes that win in no cell of an image have no part in its interpolation, so that no
@@ -160,28 +164,58 @@ def segmentation_maps_of(
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, rows, columns)`): Of the cells.
         sizes (list of (height, width), *optional*): Size of each map; by default the cells are the pixels.
         upsampling (`str`, *optional*, defaults to `"bilinear"`):
-            `"bilinear"`: the class with the largest logit between the centres of cells; `"nearest"`: that of the cell.
+            `"bilinear"`: the class with the largest logit between the centres of cells; `"nearest"`: that of the cell;
+            `"guided"`: the largest logit where the image itself says which cells a pixel belongs to, see
+            [`~guided_upsampling.Guide`].
+        images (list, *optional*): The images at the sizes of the maps, for `"guided"` alone.
 
     Returns:
         A list of `torch.LongTensor` of shape `(height, width)`.
 
     Raises:
-        ValueError: on another `upsampling`, and on as many sizes as there are no images.
+        ValueError: on another `upsampling`, on as many sizes or images as there are no maps, and on an image that is
+            missing or of another size.
     """
-    if upsampling not in UPSAMPLINGS:
-        raise ValueError(f"Expected upsampling to be one of {UPSAMPLINGS}, got {upsampling!r}.")
+    pairs, guides = _checked(logits, sizes, upsampling, images)
     classes = logits.argmax(dim=1)
-    if sizes is None:
+    if pairs is None:
         return list(classes)
-    if len(sizes) != len(logits):
-        raise ValueError(f"Expected target_sizes of the {len(logits)} images of the logits, got {len(sizes)}.")
-    pairs = [(int(size[0]), int(size[1])) for size in sizes]
     if upsampling == "nearest":
         return [cells_to_pixels(cells, size) for cells, size in zip(classes, pairs, strict=True)]
-    return [_interpolated(*one) for one in zip(logits.float(), classes, pairs, strict=True)]
+    return [_interpolated(*one) for one in zip(logits.float(), classes, pairs, guides, strict=True)]
 
 
-def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _checked(
+    logits: torch.Tensor, sizes: Sequence[tuple[int, int]] | None, upsampling: str, images: Sequence[Any] | None
+) -> tuple[list[tuple[int, int]] | None, Sequence[Any]]:
+    """The sizes of maps as numbers, and for each the image that guides it, or None."""
+    if upsampling not in UPSAMPLINGS:
+        raise ValueError(f"Expected upsampling to be one of {UPSAMPLINGS}, got {upsampling!r}.")
+    if (images is not None) != (upsampling == "guided"):
+        got = "none" if images is None else f"them with upsampling={upsampling!r}"
+        raise ValueError(f"Expected the images at their own size with upsampling='guided' and only there, got {got}.")
+    if images is not None:
+        images = [image_levels(image) for image in flat_images(images)]
+        if sizes is None:
+            sizes = [(image.shape[0], image.shape[1]) for image in images]
+        if len(images) != len(logits):
+            raise ValueError(f"Expected the {len(logits)} images of the logits, got {len(images)}.")
+    if sizes is None:
+        return None, []
+    if len(sizes) != len(logits):
+        raise ValueError(f"Expected target_sizes of the {len(logits)} images of the logits, got {len(sizes)}.")
+    return [(int(size[0]), int(size[1])) for size in sizes], images or [None] * len(sizes)
+
+
+def between_cells(
+    grid: tuple[int, int], size: tuple[int, int], device: torch.device, image: Any = None
+) -> tuple[CellsAround, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """The cells around each pixel, and how what lies between them is found: guided by an image, or bilinear."""
+    around = CellsAround(grid, size, device, 1 if image is None else REACH)
+    return around, around.interpolate if image is None else Guide(image, around).interpolate
+
+
+def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, int], image: Any) -> torch.Tensor:
     """The class of each pixel of one image, from its logits `(num_labels, rows, columns)` and the cells' classes."""
     if size == tuple(cells.shape):
         return cells
@@ -192,9 +226,10 @@ def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, in
     scores = logits[present].flatten(1).T
     # What is linear can be subtracted before it is interpolated.
     scores = (scores[:, 1:] - scores[:, :1] if len(present) == 2 else scores).contiguous()
-    corners = Corners((cells.shape[0], cells.shape[1]), size, cells.device)
-    # Of a class that wins in all four cells around a pixel, every mean of theirs is the largest, too.
-    for rows, columns, between in corners.disagreeing(cells, scores, _STRIP_VALUES):
+    around, interpolate = between_cells((cells.shape[0], cells.shape[1]), size, cells.device, image)
+    # Of a class that wins in all cells around a pixel, every mean of theirs is the largest, too.
+    for rows, columns in around.disagreeing(cells, _STRIP_VALUES // scores.shape[1]):
+        between = interpolate(scores, rows, columns)
         winner = (between[:, 0] > 0).long() if scores.shape[1] == 1 else between.argmax(dim=1)
         pixels[rows, columns] = present[winner]
     return pixels
@@ -209,6 +244,7 @@ class SegmentationPostProcessing:
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
         upsampling: str = "bilinear",
+        images: Any = None,
     ) -> list[Any]:
         """
         The class of each pixel, from the outputs of [`FocusViTForSemanticSegmentation`].
@@ -216,11 +252,15 @@ class SegmentationPostProcessing:
         Args:
             outputs ([`SemanticSegmenterOutput`]): With `logits` of shape `(batch_size, num_labels, rows, columns)`.
             target_sizes (list of (height, width), *optional*):
-                Size of each map, that of the image; by default that of the logits.
+                Size of each map, that of the image; by default that of `images`, and without them of the logits.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`): Whether the scores are returned, too.
             upsampling (`str`, *optional*, defaults to `"bilinear"`):
                 `"bilinear"` compares logits interpolated between cells, of classes that win in some cell of the image;
-                `"nearest"` keeps the borders of cells and superpixels as they are.
+                `"nearest"` keeps the borders of cells and superpixels as they are; `"guided"` draws the borders at the
+                images' own resolution, where their colours change, see [`~guided_upsampling.Guide`].
+            images (list, *optional*):
+                The images that the logits were found in, at their target sizes, as the processor takes them; for
+                `"guided"` alone.
 
         Returns:
             A list of `torch.LongTensor` of shape `(height, width)`; with scores of
@@ -228,17 +268,27 @@ class SegmentationPostProcessing:
             `(num_labels, height, width)`.
 
         Raises:
-            ValueError: on sizes of another number of images, and on another `upsampling`.
+            ValueError: on sizes or images of another number, on images of another size or none for `"guided"`, and on
+                another `upsampling`.
         """
         sizes = None if target_sizes is None else [(int(height), int(width)) for height, width in target_sizes]
-        maps = segmentation_maps_of(outputs.logits, sizes, upsampling)
+        maps = segmentation_maps_of(outputs.logits, sizes, upsampling, images)
         if not return_segmentation_scores:
             return maps
-        scores = [
-            logits if sizes is None else cells_to_pixels(logits, (one.shape[0], one.shape[1]), mode=upsampling)
-            for logits, one in zip(outputs.logits, maps, strict=True)
-        ]
+        sizes, guides = _checked(outputs.logits, sizes, upsampling, images)
+        scores = outputs.logits
+        if sizes is not None:
+            scores = [_wide(*one, upsampling) for one in zip(outputs.logits, sizes, guides, strict=True)]
         return [
             SemanticSegmentationPostProcessorOutput(data={"segmentation": one, "segmentation_scores": score})
             for one, score in zip(maps, scores, strict=True)
         ]
+
+
+def _wide(logits: torch.Tensor, size: tuple[int, int], image: Any, upsampling: str) -> torch.Tensor:
+    """The logits `(num_labels, rows, columns)` of one image on its pixels: `(num_labels, height, width)`."""
+    if image is None:
+        return cells_to_pixels(logits, size, mode=upsampling)
+    _, interpolate = between_cells((logits.shape[1], logits.shape[2]), size, logits.device, image)
+    rows, columns = torch.ones(size, device=logits.device).nonzero(as_tuple=True)
+    return interpolate(logits.float().flatten(1).T.contiguous(), rows, columns).T.unflatten(1, size)

@@ -24,6 +24,11 @@ def test_at_most_900_words_before_the_links() -> None:
     assert len(README[: README.index("## Where to read on")].split()) <= 900
 
 
+def test_its_images_are_there_and_small() -> None:
+    sizes = [(ROOT / name).stat().st_size for name in re.findall(r"!\[[^]]+\]\((docs/[^)]+)\)", README)]
+    assert len(sizes) == 2 and (ROOT / "docs" / "segment.jpg").stat().st_size < 150_000
+
+
 def test_throughput_and_latency_are_those_of_the_committed_result() -> None:
     result = read_result(ROOT / "benchmarks" / "results" / "cpu.json")
     whole, single = (times_of(result, ("inference", 224, batch)) for batch in (32, 1))

@@ -1,5 +1,7 @@
 """Label maps, shares, overlays and cut-outs at the resolution of the image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +21,13 @@ def found(photographs):
     return Segmentation(image, 3 * torch.randn(3, 8, 8), NAMES)
 
 
-def test_a_label_map_has_the_image_s_size_and_its_numbers_are_the_classes(found):
-    drawn = found.label_map()
+@pytest.mark.parametrize("upsampling", ["guided", "bilinear", "nearest"])
+def test_a_label_map_has_the_image_s_size_and_its_numbers_are_the_classes(found, upsampling):
+    drawn = replace(found, upsampling=upsampling).label_map()
     assert (drawn.mode, drawn.size) == ("P", (90, 61))
-    processor = FocusViTImageProcessor()
-    (expected,) = processor.post_process_semantic_segmentation(found_outputs(found), [(61, 90)])
+    process = FocusViTImageProcessor().post_process_semantic_segmentation
+    images = {"images": [found.image]} if upsampling == "guided" else {}
+    (expected,) = process(found_outputs(found), [(61, 90)], upsampling=upsampling, **images)
     assert np.array_equal(np.asarray(drawn), expected.numpy())
     colours = np.asarray(drawn.convert("RGB"))
     assert np.array_equal(colours[expected.numpy() == 2].reshape(-1, 3)[0], palette(3)[2])
@@ -67,6 +71,7 @@ def test_an_overlay_has_its_legend_below_the_image(found):
 @pytest.mark.parametrize("label", [None, "figure", 1])
 def test_a_cut_out_is_the_image_with_the_probability_as_opacity(found, label, monkeypatch):
     monkeypatch.setattr("focusvit_hf.explanation.segmentation._STRIP_PIXELS", 90 * 7)
+    found = replace(found, upsampling="bilinear")
     cut = found.cutout(label, threshold=0.4)
     assert cut.mode == "RGBA" and cut.size == found.image.size
     seen = np.asarray(cut)[..., 3:] > 0
@@ -77,6 +82,16 @@ def test_a_cut_out_is_the_image_with_the_probability_as_opacity(found, label, mo
     expected = ((wide - 0.4) / 0.3 + 0.5).clamp(0, 1) * 255
     assert (torch.from_numpy(np.asarray(cut)[..., 3].copy()) - expected).abs().max() <= 1
     assert len(np.unique(np.asarray(cut)[..., 3])) > 10
+
+
+def test_a_guided_cut_out_ends_where_the_colours_change():
+    levels = np.full((40, 40, 3), 200, dtype=np.uint8)
+    levels[:, :21] = (20, 60, 30)
+    logits = torch.zeros(2, 8, 8)
+    # The rim of the cells is at column 20.
+    logits[1] = torch.where(torch.arange(8) < 4, 6.0, -6.0)
+    alpha = np.asarray(Segmentation(Image.fromarray(levels), logits, NAMES[:2]).cutout())[..., 3]
+    assert (alpha[:, :21] == 255).all() and not alpha[:, 21:].any()
 
 
 def test_what_cannot_be_cut_out_is_refused(found):
@@ -102,6 +117,8 @@ def test_an_image_is_segmented_in_every_form(tiny_config, photographs, form):
     with torch.no_grad():
         expected = model(**processor(Image.fromarray(array), return_tensors="pt")).logits[0]
     torch.testing.assert_close(found.logits, expected)
+    with pytest.raises(ValueError, match=r"expected upsampling to be one of .* got 'cubic'"):
+        segment(model, processor, image, upsampling="cubic")
     processor.do_center_crop, processor.crop_size = True, {"height": 32, "width": 32}
     with pytest.raises(ValueError, match="expected an image processor that shows all of an image"):
         segment(model, processor, image)

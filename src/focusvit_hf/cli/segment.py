@@ -11,6 +11,7 @@ from ..explanation.segmentation import Segmentation
 from ..explanation.segmentation import segment as segmented
 from ..hub.checkpoints import load_with_superpixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
+from ..segmentation_maps import UPSAMPLINGS
 from ..utils.environment import environment
 from ..utils.files import check_folder, write_json
 from ..utils.messages import printable
@@ -31,21 +32,27 @@ def add_segmentation_commands(commands: argparse._SubParsersAction) -> None:
         commands, segment, parents=[checkpoint_arguments()], help="find the class of every pixel of images"
     )
     add_images(command)
-    _add_out(command, "segmentation")
+    _add_shared(command, "segmentation")
     command = new_command(
         commands, cutout, parents=[checkpoint_arguments()], help="cut the figure out of images, as transparent PNG"
     )
     add_images(command)
-    _add_out(command, "cutouts")
+    _add_shared(command, "cutouts")
     command.add_argument("--label", metavar="NAME", help="the class to cut out (default: the second one, the figure)")
     command.add_argument(
         "--threshold", type=float, default=0.5, help="probability at which a pixel is half there (default: 0.5)"
     )
 
 
-def _add_out(command: argparse.ArgumentParser, default: str) -> None:
+def _add_shared(command: argparse.ArgumentParser, default: str) -> None:
     help = f"the folder to write the PNG files to (default: {default})"
     command.add_argument("--out", type=Path, default=Path(default), metavar="FOLDER", help=help)
+    command.add_argument(
+        "--upsampling",
+        choices=UPSAMPLINGS,
+        default="guided",
+        help="where borders lie: where the image's colours change (guided), or between its cells (default: guided)",
+    )
 
 
 def segment(arguments: argparse.Namespace) -> int:
@@ -118,7 +125,9 @@ def _each(
     if label is not None and label not in names:
         raise ValueError(f"expected a --label of the model, {joined(names)}, got {label!r}")
     failures = Failures()
-    for path, found in answers(arguments.images, failures, partial(segmented, model, image_processor)):
+    for path, found in answers(
+        arguments.images, failures, partial(segmented, model, image_processor, upsampling=arguments.upsampling)
+    ):
         write(path, found)
     return model, failures
 

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
-from ..lay_back import Corners, cells_to_pixels
+from ..lay_back import cells_to_pixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
-from ..segmentation_maps import segmentation_maps_of
+from ..segmentation_maps import UPSAMPLINGS, between_cells, segmentation_maps_of
 
 
 # Values of an opacity that are held in floating point at a time.
@@ -47,17 +47,23 @@ class Segmentation:
         image (`PIL.Image.Image`): The image, RGB and upright.
         logits (`torch.FloatTensor` of shape `(num_labels, rows, columns)`): Of the cells, which cover the image.
         names (`tuple[str, ...]`): The classes.
+        upsampling (`str`):
+            How what lies between cells is found, see [`~segmentation_maps.segmentation_maps_of`]; an opacity is
+            bilinear with `"nearest"`, too.
     """
 
     image: Image.Image
     logits: torch.Tensor
     names: tuple[str, ...]
+    upsampling: str = "guided"
 
     def label_map(self) -> Image.Image:
         """The class of each pixel: an image in mode P, of the image's size, with a colour for each class."""
         if len(self.names) > 256:
             raise ValueError(f"expected at most 256 classes, as a palette has, got {len(self.names)}")
-        (labels,) = segmentation_maps_of(self.logits[None], [(self.image.height, self.image.width)])
+        size = (self.image.height, self.image.width)
+        images = [self.image] if self.upsampling == "guided" else None
+        (labels,) = segmentation_maps_of(self.logits[None], [size], self.upsampling, images)
         drawn = Image.fromarray(labels.to(torch.uint8).numpy(), mode="L")
         drawn.putpalette([value for colour in palette(len(self.names)) for value in colour])
         return drawn
@@ -108,9 +114,11 @@ class Segmentation:
         # Where the cells around a pixel are all there, or all not, so is the pixel; a level between agrees with none.
         half = torch.arange(1, cells.numel() + 1).view_as(cells)
         states = torch.where((cells == 0) | (cells == 255), cells.long() - 255, half)
-        corners = Corners((cells.shape[0], cells.shape[1]), (height, width), cells.device)
-        for rows, columns, between in corners.disagreeing(states, score.reshape(-1, 1), _STRIP_PIXELS):
-            alpha[rows, columns] = levels(between[:, 0])
+        guide = self.image if self.upsampling == "guided" else None
+        grid, scores = (cells.shape[0], cells.shape[1]), score.reshape(-1, 1)
+        around, interpolate = between_cells(grid, (height, width), cells.device, guide)
+        for rows, columns in around.disagreeing(states, _STRIP_PIXELS):
+            alpha[rows, columns] = levels(interpolate(scores, rows, columns)[:, 0])
         return Image.fromarray(alpha.numpy(), mode="L")
 
     def cutout(self, label: str | int | None = None, threshold: float = 0.5) -> Image.Image:
@@ -140,7 +148,10 @@ class Segmentation:
 
 @torch.no_grad()
 def segment(
-    model: FocusViTForSemanticSegmentation, image_processor: FocusViTImageProcessor, image: Any
+    model: FocusViTForSemanticSegmentation,
+    image_processor: FocusViTImageProcessor,
+    image: Any,
+    upsampling: str = "guided",
 ) -> Segmentation:
     """
     What a model says about the pixels of one image, at the image's own resolution.
@@ -149,12 +160,15 @@ def segment(
         model ([`FocusViTForSemanticSegmentation`]): In evaluation mode.
         image_processor ([`FocusViTImageProcessor`]): The one that prepares its images, without a crop.
         image: As of [`~images.decode_image`].
+        upsampling (`str`, *optional*, defaults to `"guided"`):
+            `"guided"` draws borders at the image's own resolution, where its colours change; `"bilinear"` between the
+            centres of cells; `"nearest"` along the cells.
 
     Returns:
         [`Segmentation`].
 
     Raises:
-        ValueError: on an image that cannot be used, and a processor that crops.
+        ValueError: on an image that cannot be used, a processor that crops, and another `upsampling`.
 
     Example:
 
@@ -168,6 +182,8 @@ def segment(
     >>> segment(model, FocusViTImageProcessor.from_model_config(config), chelsea()).cutout().size
     (451, 300)
     ```"""
+    if upsampling not in UPSAMPLINGS:
+        raise ValueError(f"expected upsampling to be one of {UPSAMPLINGS}, got {upsampling!r}")
     if image_processor.do_center_crop:
         raise ValueError("expected an image processor that shows all of an image, got one with do_center_crop=True")
     decoded: Any = decode_image(image)
@@ -177,7 +193,7 @@ def segment(
     logits = model(**inputs).logits[0].float().cpu()
     labels: Any = model.config.id2label
     names = tuple(labels[number] for number in range(model.num_labels))
-    return Segmentation(decoded, logits, names)
+    return Segmentation(decoded, logits, names, upsampling)
 
 
 def _with_legend(image: Image.Image, entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:

@@ -98,12 +98,15 @@ def overlap_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) 
         `torch.FloatTensor`: The mean over images and classes, in 0..1; 0 where nothing is labelled.
     """
     counted = labels != ignore_index
-    number = logits.shape[1]
-    truth = F.one_hot(labels.where(counted, 0), number).permute(0, 3, 1, 2) * counted[:, None]
-    found = logits.softmax(dim=1) * counted[:, None]
-    both = (found * truth).sum(dim=(2, 3))
-    either = found.sum(dim=(2, 3)) + truth.sum(dim=(2, 3)) - both
-    there = truth.sum(dim=(2, 3)) > 0
+    # What does not count gets a class of its own, behind the others, so that no map of a number per class is made.
+    places = labels.where(counted, logits.shape[1]).flatten(1)
+    found = (logits.softmax(dim=1) * counted[:, None]).flatten(2)
+    empty = found.new_zeros(len(logits), logits.shape[1] + 1)
+    own = found.gather(1, labels.where(counted, 0).flatten(1)[:, None])[:, 0]
+    both = empty.scatter_add(1, places, own)[:, :-1]
+    sizes = empty.scatter_add(1, places, torch.ones_like(own))[:, :-1]
+    either = found.sum(dim=2) + sizes - both
+    there = sizes > 0
     # Where a class is not there, the quotient has no part, and must not be one by zero.
     shares = 1 - both / either.where(there, 1)
     return (shares * there).sum() / there.sum().clamp(min=1)
