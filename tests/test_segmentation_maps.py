@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from focusvit_hf import FocusViTImageProcessor
-from focusvit_hf.segmentation_maps import decode_mask, segmentation_maps_of
+from focusvit_hf.segmentation_maps import decode_mask, first_largest, segmentation_maps_of
 
 
 @pytest.fixture
@@ -204,3 +204,9 @@ def test_sizes_and_modes_that_do_not_fit_are_refused():
         process(outputs, [(8, 8)])
     with pytest.raises(ValueError, match="Expected upsampling to be one of"):
         process(outputs, upsampling="cubic")
+
+
+def test_the_first_largest_is_argmax():
+    values = torch.randint(0, 4, (200, 6)).float()
+    assert torch.equal(first_largest(values), values.argmax(dim=1))
+    assert torch.equal(first_largest(values[:0]), values[:0].argmax(dim=1))

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from .cielab import cell_lab
 from .images import decode_image
-from .lay_back import CellsAround
+from .lay_back import CellsAround, weighted_sums
 
 
 # Cells on each side of a pixel that it is compared with, and the difference in Lab at which a cell's part in it falls
@@ -72,7 +71,7 @@ class Guide:
         apart = (self.cells.index_select(0, cells.flatten()).view(*cells.shape, 3) - own[:, None]).square().sum(dim=2)
         # As a softmax, so that a pixel with a colour of its own still has weights that sum to one.
         weights = (nearness.log() - apart / (2 * self.colour_scale**2)).softmax(dim=1)
-        return F.embedding_bag(cells, values, per_sample_weights=weights.to(values.dtype), mode="sum")
+        return weighted_sums(values, cells, weights)
 
 
 def image_levels(image: Any) -> np.ndarray:

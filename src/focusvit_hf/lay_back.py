@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 
 _MODES = ("nearest", "bilinear")
@@ -86,7 +87,12 @@ class CellsAround:
         places = [_cells_of_pixels(n, 0.0, float(n), cells, device) - 0.5 for n, cells in zip(size, grid, strict=True)]
         # From -1, where a pixel lies above or left of the first centre.
         self.first = [place.floor().long() for place in places]
-        self.fractions = [(place - first).float() for place, first in zip(places, self.first, strict=True)]
+        steps = torch.arange(1 - reach, reach + 1, device=device)[:, None]
+        # For each row and column of pixels the cells around it, as parts of their number, and how near they are.
+        self.cells = [(first + steps).clamp(0, n - 1).int() for first, n in zip(self.first, grid, strict=True)]
+        self.cells[0] = self.cells[0] * grid[1]
+        apart = [place - first for place, first in zip(places, self.first, strict=True)]
+        self.nearness = [(1 - (one - steps).abs() / reach).float() for one in apart]
 
     def agree(self, states: torch.Tensor, top: int, bottom: int) -> torch.Tensor:
         """
@@ -128,7 +134,7 @@ class CellsAround:
 
     def interpolate(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """
-        What lies between the centres of the four nearest cells, at single pixels.
+        What lies between the centres of the four nearest cells, at single pixels; with a `reach` of 1 alone.
 
         Args:
             values (`torch.FloatTensor` of shape `(rows * columns, channels)`): Of the cells, row by row.
@@ -137,13 +143,8 @@ class CellsAround:
         Returns:
             `torch.FloatTensor` of shape `(pixels, channels)`.
         """
-        (top, left), (height, width) = (self.first[0][rows], self.first[1][columns]), self.grid
-        above, below = top.clamp(min=0) * width, (top + 1).clamp(max=height - 1) * width
-        left, right = left.clamp(min=0), (left + 1).clamp(max=width - 1)
-        down, along = self.fractions[0][rows][:, None], self.fractions[1][columns][:, None]
-        upper = torch.lerp(values[above + left], values[above + right], along)
-        lower = torch.lerp(values[below + left], values[below + right], along)
-        return torch.lerp(upper, lower, down)
+        cells, nearness = self.places(rows, columns)
+        return weighted_sums(values, cells, nearness)
 
     def places(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -154,16 +155,31 @@ class CellsAround:
             rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
 
         Returns:
-            Numbers of cells, row by row, `torch.LongTensor`, and nearness, `torch.FloatTensor`, both of shape
+            Numbers of cells, row by row, `torch.IntTensor`, and nearness, `torch.FloatTensor`, both of shape
             `(pixels, (2 * reach)²)`.
         """
-        numbers, nearness = [], []
-        steps = torch.arange(1 - self.reach, self.reach + 1, device=rows.device)
-        for axis, pixels in enumerate((rows, columns)):
-            numbers.append((self.first[axis][pixels][:, None] + steps).clamp(0, self.grid[axis] - 1))
-            nearness.append(1 - (self.fractions[axis][pixels][:, None] - steps).abs() / self.reach)
-        cells = numbers[0][:, :, None] * self.grid[1] + numbers[1][:, None]
-        return cells.flatten(1), (nearness[0][:, :, None] * nearness[1][:, None]).flatten(1)
+        # Pixels come last until the end, since sums and products of long rows are vectorised.
+        along = [table.index_select(1, pixels) for table, pixels in zip(self.cells, (rows, columns), strict=True)]
+        near = [table.index_select(1, pixels) for table, pixels in zip(self.nearness, (rows, columns), strict=True)]
+        cells = (along[0][:, None] + along[1]).flatten(0, 1)
+        nearness = (near[0][:, None] * near[1]).flatten(0, 1)
+        return cells.T.contiguous(), nearness.T.contiguous()
+
+
+def weighted_sums(values: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """
+    Sums of some rows of a table, with weights. The operation for bags of words reads each row once and keeps none of
+    them, which takes a sixth of the time of picking the rows and adding them up.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(count, channels)`): The table.
+        rows (`torch.LongTensor` or `torch.IntTensor` of shape `(sums, n)`): Rows of each sum, in [0, count).
+        weights (`torch.FloatTensor` of shape `(sums, n)`): Their weights.
+
+    Returns:
+        `torch.FloatTensor` of shape `(sums, channels)`.
+    """
+    return nn.functional.embedding_bag(rows, values, per_sample_weights=weights.to(values.dtype), mode="sum")
 
 
 def _runs(flags: torch.Tensor, length: int, dim: int) -> torch.Tensor:

@@ -230,9 +230,21 @@ def _interpolated(logits: torch.Tensor, cells: torch.Tensor, size: tuple[int, in
     # Of a class that wins in all cells around a pixel, every mean of theirs is the largest, too.
     for rows, columns in around.disagreeing(cells, _STRIP_VALUES // scores.shape[1]):
         between = interpolate(scores, rows, columns)
-        winner = (between[:, 0] > 0).long() if scores.shape[1] == 1 else between.argmax(dim=1)
-        pixels[rows, columns] = present[winner]
+        pixels[rows, columns] = present[(between[:, 0] > 0).long() if scores.shape[1] == 1 else first_largest(between)]
     return pixels
+
+
+def first_largest(values: torch.Tensor) -> torch.Tensor:
+    """
+    `values.argmax(dim=1)` of `(rows, columns)`, the first of equals, in half of its time on a CPU where there are many
+    rows and few columns: maximum and comparison are vectorised along the rows.
+    """
+    columns = values.T.contiguous()
+    largest = columns.amax(dim=0)
+    found = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    for number in range(len(columns) - 1, 0, -1):
+        found.masked_fill_(columns[number] == largest, number)
+    return found.masked_fill_(columns[0] == largest, 0)
 
 
 class SegmentationPostProcessing:
