@@ -35,6 +35,7 @@ from focusvit_hf.training.evaluation import TopKAccuracy, ranked
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
 from focusvit_hf.training.output_folder import clear_output_dir
 from focusvit_hf.training.run import Outcome, run
+from focusvit_hf.training.selection import SelectedShare
 from focusvit_hf.training.setup import Setup
 from focusvit_hf.training.sparsification import rest_backbone, with_aux_loss, with_predictor_rate
 
@@ -69,6 +70,7 @@ class Loop:
         self.step = self.logged = 0
         # Sum of the losses of the steps since the last that was logged.
         self.losses = torch.zeros((), device=self.accelerator.device)
+        self.selected = SelectedShare()
         self.learning_rate = 0.0
         self.model: Any = setup.model
         self.eval_loader = self.accelerator.prepare(self._loader(training=False)) if setup.eval_rows else None
@@ -187,6 +189,7 @@ class Loop:
         labels, view = batch.pop("labels"), view_of(batch)
         with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
             outputs = self.model(**batch)
+        self.selected.add(outputs)
         logits = outputs["logits"]
         loss = soft_cross_entropy(logits, labels, self.args.label_smoothing_factor)
         if self.setup.distillation is not None:
@@ -199,12 +202,16 @@ class Loop:
 
     def _mean_loss(self) -> float:
         """The mean loss of the steps since the last that was logged, of all processes; 0 where there are none."""
-        mean = self.losses / max(1, self.step - self.logged)
-        return float(self.accelerator.reduce(mean, reduction="mean"))
+        return float(self._mean(self.losses / max(1, self.step - self.logged)))
+
+    def _mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        return self.accelerator.reduce(value, reduction="mean")
 
     def _log_training(self) -> None:
         if self.step > self.logged:
-            self._log({"loss": self._mean_loss(), "learning_rate": self.learning_rate})
+            shares = self.selected.taken(self._mean)
+            self._log({"loss": self._mean_loss(), "learning_rate": self.learning_rate, **shares})
             self.losses.zero_()
             self.logged = self.step
 
@@ -223,21 +230,24 @@ class Loop:
         Measures the model on the evaluation split.
 
         Returns:
-            `dict[str, float]`: eval_loss, eval_accuracy and, with five classes or more, eval_top_5_accuracy.
+            `dict[str, float]`: eval_loss, eval_accuracy and, with five classes or more, eval_top_5_accuracy; for a
+            model that selects tokens eval_selected_share.
         """
         if self.eval_loader is None:
             raise ValueError("expected --do_eval or --eval_strategy to evaluate, got neither")
-        metric, losses = TopKAccuracy(keep_in_memory=True), []
+        metric, losses, selected = TopKAccuracy(keep_in_memory=True), [], SelectedShare()
         self.model.eval()
         with self.averaged():
             for batch in self.eval_loader:
                 labels = batch.pop("labels")
-                logits = self.model(**batch)["logits"]
+                outputs = self.model(**batch)
+                selected.add(outputs)
+                logits = outputs["logits"]
                 result = soft_cross_entropy(logits, labels, reduction="none"), ranked(logits), labels
                 loss, ranks, truths = self.accelerator.gather_for_metrics(result)
                 losses.append(loss)
                 metric.add_batch(predictions=ranks.tolist(), references=truths.tolist())
-        figures = {**metric.compute(), "loss": float(torch.cat(losses).mean())}
+        figures = {**metric.compute(), "loss": float(torch.cat(losses).mean()), **selected.taken(self._mean)}
         return {f"eval_{key}": value for key, value in figures.items()}
 
     def save_checkpoint(self, place: dict[str, int]) -> None:

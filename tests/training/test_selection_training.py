@@ -266,6 +266,25 @@ def test_a_classifier_learns_from_a_column_of_boxes_and_of_masks(annotated, tmp_
         assert torch.equal(found["once"][key], found["masks"][key])
 
 
+@pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"])
+def test_the_share_of_tokens_that_is_selected_is_logged(annotated, tmp_path, script):
+    # A threshold that every score passes, and no score: then the random choice of training alone takes tokens away.
+    for name, threshold, layers in (("all", 1e-6, 1), ("none", 1 - 1e-6, 1), ("dense", None, 0)):
+        config = {
+            "select_threshold": threshold,
+            "layer_types": SPA["layer_types"] if layers else ["full_attention"] * 2,
+        }
+        figures = script.main(command(annotated, tmp_path / name, config=config, do_eval=True, logging_steps=2))
+        history = json.loads((tmp_path / name / "training_log.json").read_text())["log_history"]
+        shares = [entry["selected_share"] for entry in history if "selected_share" in entry]
+        if not layers:
+            assert not shares and "eval_selected_share" not in figures
+            continue
+        assert len(shares) == 2
+        assert all(share == pytest.approx(1.0 if name == "all" else 0.0, abs=0.01) for share in shares)
+        assert figures["eval_selected_share"] == (1.0 if name == "all" else 0.0)
+
+
 def test_a_run_that_is_interrupted_ends_as_one_that_is_not(annotated, tmp_path):
     schedule = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 2, **BOXES}
     run_classification.main(command(annotated, tmp_path / "whole", **schedule))

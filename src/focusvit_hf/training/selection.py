@@ -1,6 +1,6 @@
 """Boxes and masks of objects, as data sets have them, made into the `selection_masks` that teach a gate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,3 +205,33 @@ def _boxes(value: Any, column: str, kind: str) -> list[tuple[float, ...]]:
         if len(box) != 4:
             raise ValueError(f"expected boxes of four numbers in the column {column!r}, got {list(box)}")
     return [tuple(box) for box in coco_boxes(boxes)] if kind == "coco" else boxes
+
+
+class SelectedShare:
+    """The mean share of their tokens that the layers of select-and-pack attention select, batch by batch."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+        self._batches = 0
+
+    def add(self, outputs: Any) -> None:
+        """Counts a batch, of whose model these are the outputs; a model that selects nothing counts for nothing."""
+        selected = outputs.get("selected_tokens") if isinstance(outputs, Mapping) else None
+        if not selected:
+            return
+        # It stays on its device, so that no step waits for it.
+        share = torch.stack([tokens.float().mean().to(selected[0].device) for tokens in selected]).mean()
+        self._sum = share if self._sum is None else self._sum + share
+        self._batches += 1
+
+    def taken(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """
+        `selected_share` of the batches since this was asked last, in 0..1; nothing where there were none.
+
+        Args:
+            reduce (callable): From a tensor to its mean over all processes.
+        """
+        if self._sum is None:
+            return {}
+        share, self._sum, self._batches = self._sum / self._batches, None, 0
+        return {"selected_share": float(reduce(share))}

@@ -34,6 +34,7 @@ from .checkpoints import (
 from .data_collator import Collator, FocusViTDataCollator, SeededCollator, view_of
 from .distillation import Distillation
 from .objective import no_decay, require_finite, require_probabilities, soft_cross_entropy
+from .selection import SelectedShare
 from .sparsification import with_aux_loss, with_predictor_rate
 
 
@@ -98,6 +99,7 @@ class FocusViTTrainer(Trainer):
         self.predictor_learning_rate = predictor_learning_rate
         self._resumed_step: int | None = None
         self._losses: torch.Tensor | None = None
+        self._selected, self._selected_in_evaluation = SelectedShare(), SelectedShare()
         if distillation is not None and not self._uses_own_loss():
             raise ValueError("expected no teacher beside another loss than the cross entropy of one class, got both")
         if self.args.label_smoothing_factor and self.compute_loss_func is None and not self._has_classes():
@@ -134,12 +136,20 @@ class FocusViTTrainer(Trainer):
         """
         Mean cross entropy of the batch, with hard or soft labels; label smoothing and a teacher in training only. The
         labels are kept from the model, whose own loss takes class numbers only. See the class for the other losses.
+        The share of tokens that the model selects is logged beside the loss, and measured in evaluation.
 
         Raises:
             ValueError: If the rows of soft labels do not sum to one.
         """
+        loss, outputs = self._loss_and_outputs(model, inputs, num_items_in_batch)
+        (self._selected if model.training else self._selected_in_evaluation).add(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_and_outputs(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor, Any]:
         if not self._uses_own_loss() or "labels" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, True, num_items_in_batch)
         inputs = dict(inputs)
         labels, view = inputs.pop("labels"), view_of(inputs)
         outputs = model(**inputs)
@@ -150,9 +160,7 @@ class FocusViTTrainer(Trainer):
             require_probabilities(labels)
         if model.training and self.distillation is not None:
             loss = self.distillation.mixed(loss, logits, inputs["pixel_values"], **view, outputs=outputs)
-        if model.training:
-            loss = with_aux_loss(loss, outputs)
-        return (loss, outputs) if return_outputs else loss
+        return with_aux_loss(loss, outputs) if model.training else loss, outputs
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in the base class. The sum of all losses is kept, since weights are saved only while it is finite."""
@@ -239,16 +247,34 @@ class FocusViTTrainer(Trainer):
         with self._evaluating():
             return super().get_test_dataloader(test_dataset)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class, with the averaged weights where there are any."""
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in the base class, with the averaged weights where there are any, and the share of tokens selected."""
         with self._averaged():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        shares = self._selected_in_evaluation.taken(self._mean)
+        output.metrics.update({f"{metric_key_prefix}_{name}": share for name, share in shares.items()})
+        return output
+
+    def _mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        return self.accelerator.reduce(value.to(self.args.device), reduction="mean")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the base class; ValueError for a loss that is not finite, before such weights replace a checkpoint."""
         # The second is the mean of the whole training, logged at its end.
         for name in ("loss", "train_loss"):
             require_finite(logs.get(name, 0.0), self.state.global_step)
+        if "loss" in logs:
+            logs = {**logs, **self._selected.taken(self._mean)}
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -270,7 +296,7 @@ class FocusViTTrainer(Trainer):
     def _save_checkpoint_model(self, folder: Path) -> None:
         if self._losses is not None:
             # Also the losses that are not logged yet, of all processes.
-            require_finite(float(self.accelerator.reduce(self._losses, reduction="mean")), self.state.global_step)
+            require_finite(float(self._mean(self._losses)), self.state.global_step)
         if self.args.should_save:
             begin_checkpoint(folder)
         self.accelerator.wait_for_everyone()
