@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -149,7 +149,7 @@ class FocusViTTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
     ) -> tuple[torch.Tensor, Any]:
         if not self._uses_own_loss() or "labels" not in inputs:
-            return super().compute_loss(model, inputs, True, num_items_in_batch)
+            return cast(tuple[torch.Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         inputs = dict(inputs)
         labels, view = inputs.pop("labels"), view_of(inputs)
         outputs = model(**inputs)
@@ -261,8 +261,8 @@ class FocusViTTrainer(Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         shares = self._selected_in_evaluation.taken(self._mean)
-        output.metrics.update({f"{metric_key_prefix}_{name}": share for name, share in shares.items()})
-        return output
+        named = {f"{metric_key_prefix}_{name}": share for name, share in shares.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over all processes."""
