@@ -212,3 +212,27 @@ def test_a_sheet_has_a_panel_for_tokens_that_left(photograph, system):
     square = photograph.resize((400, 400))
     widths = [draw_sheet([explain(*pair, square)], ["cat"]).width for pair in (system(), (model, processor))]
     assert widths[1] == widths[0] + 400 + 18
+
+
+@pytest.mark.parametrize("pooling_layer", [0, 2])
+def test_tokens_that_layers_select_are_told_and_drawn(photograph, system, pooling_layer):
+    layers = {"layer_types": ["full_attention", *["select_pack_attention"] * 3], "num_hidden_layers": 4}
+    layers |= {"pooling_layer": pooling_layer, "embedding_type": "patch"} if pooling_layer else {}
+    model, processor = system(**layers, select_threshold=0.98)
+    tall = photograph.resize((200, 400))
+    first = max(1, pooling_layer)
+    for image, prediction in zip((photograph, tall), predict(model, processor, [photograph, tall]), strict=True):
+        with torch.no_grad():
+            selected = model(**processor(image, return_tensors="pt")).selected_tokens
+        assert prediction.selecting_layers == tuple(range(first, 4))
+        assert [places.tolist() for places in prediction.selected] == [
+            mask[0].nonzero().squeeze(1).tolist() for mask in selected[first - 1 :]
+        ]
+        times, regions = prediction.times_selected(), prediction.region_map()
+        for region in range(16):
+            expected = sum(region in places for places in prediction.selected)
+            assert (times[regions == region] == expected).all()
+    assert predict(*system(), [photograph])[0].selecting_layers == ()
+    explanation = explain(model, processor, photograph)
+    dense = explain(*system(), photograph)
+    assert draw_sheet([explanation], ["a"]).width > draw_sheet([dense], ["a"]).width

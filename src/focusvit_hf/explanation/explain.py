@@ -12,6 +12,7 @@ from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
 from ..lay_back import Box, cells_to_pixels
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..selection_options import SELECT_PACK
 from ..utils.tensors import first_not_finite
 from .overlays import covered_box
 from .relevance import cell_relevance, evaluating, scores
@@ -37,6 +38,8 @@ class Prediction:
         box ([`~lay_back.Box`]): The part of the image that the map covers, in its pixels.
         layers (`tuple` of `int`): The layers before which tokens leave; none for a model in which all stay.
         kept (`tuple` of `torch.LongTensor` of shape `(k,)`): The regions whose tokens are left at each of them.
+        selecting_layers (`tuple` of `int`): The layers of select-and-pack attention that work on regions.
+        selected (`tuple` of `torch.LongTensor` of shape `(k,)`): The regions whose tokens each of them selected.
     """
 
     image: Image.Image
@@ -48,6 +51,8 @@ class Prediction:
     box: Box
     layers: tuple[int, ...] = field(default=(), kw_only=True)
     kept: tuple[torch.Tensor, ...] = field(default=(), kw_only=True)
+    selecting_layers: tuple[int, ...] = field(default=(), kw_only=True)
+    selected: tuple[torch.Tensor, ...] = field(default=(), kw_only=True)
 
     @property
     def answer(self) -> int:
@@ -68,11 +73,18 @@ class Prediction:
         (height, width) int64: before how many of the `layers` the token of each pixel was still there, from 0 for one
         that left first to all of them for one that stayed to the end; 0 outside the box.
         """
-        passed = torch.zeros(self.num_regions, dtype=torch.int64)
-        for places in self.kept:
-            passed[places] += 1
-        cells = passed[self.region_ids]
-        return cells_to_pixels(cells, (self.image.height, self.image.width), self.box)
+        return self._times(self.kept)
+
+    def times_selected(self) -> torch.Tensor:
+        """(height, width) int64: by how many of the `selecting_layers` the token of each pixel was selected."""
+        return self._times(self.selected)
+
+    def _times(self, stages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """In how many of the stages the region of each pixel is; 0 outside the box."""
+        counts = torch.zeros(self.num_regions, dtype=torch.int64)
+        for places in stages:
+            counts[places] += 1
+        return cells_to_pixels(counts[self.region_ids], (self.image.height, self.image.width), self.box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,15 +191,21 @@ def _looked_at(
     inputs = [dict(image_processor(image, return_tensors="pt").to(model.device)) for image in images]
     sizes = {item["pixel_values"].shape for item in inputs}
     groups = [inputs] if len(sizes) == 1 else [[item] for item in inputs]
-    with evaluating(model), _kept_tokens(model) as kept:
+    with evaluating(model), _chosen_tokens(model) as (kept, selected):
         log_probabilities = torch.cat([_scores(model, group) for group in groups])
     if not log_probabilities.isfinite().all():
         raise ValueError(f"expected finite logits of the model, got {_not_finite(model)}")
     config = model.config
     found = []
     # Stage by stage, the images of all groups behind one another; a group has one size, and so has its tokens.
-    stayed = [stages for group in kept for stages in zip(*group, strict=True)] or [()] * len(images)
-    for image, item, values, places in zip(upright, inputs, log_probabilities, stayed, strict=True):
+    stayed, chosen = (
+        [stages for group in groups for stages in zip(*group, strict=True)] or [()] * len(images)
+        for groups in (kept, selected)
+    )
+    # Before the tokens are pooled, a layer selects patches.
+    first = config.pooling_layer
+    selecting = [index for index, kind in enumerate(config.layer_types or ()) if kind == SELECT_PACK]
+    for image, item, values, places, masks in zip(upright, inputs, log_probabilities, stayed, chosen, strict=True):
         pixel_values = item["pixel_values"]
         prediction = Prediction(
             image=image,
@@ -199,19 +217,27 @@ def _looked_at(
             box=covered_box(image_processor, image.height, image.width),
             layers=tuple(config.sparsification_layers or ()),
             kept=tuple(stage.cpu() for stage in places),
+            selecting_layers=tuple(index for index in selecting if index >= first),
+            selected=tuple(
+                mask.nonzero().squeeze(1).cpu() for index, mask in zip(selecting, masks, strict=True) if index >= first
+            ),
         )
         found.append((prediction, item, values))
     return found
 
 
 @contextmanager
-def _kept_tokens(model: FocusViTForImageClassification) -> Iterator[list[tuple[torch.Tensor, ...]]]:
-    """`kept_tokens` of each pass through the model within this context; none of a model in which all tokens stay."""
-    told: list[tuple[torch.Tensor, ...]] = []
+def _chosen_tokens(model: FocusViTForImageClassification) -> Iterator[tuple[list[Any], list[Any]]]:
+    """
+    `kept_tokens` and `selected_tokens` of each pass through the model within this context; none of a model in which
+    all tokens stay, or are used by all layers.
+    """
+    told: tuple[list[Any], list[Any]] = ([], [])
 
     def tell(module: torch.nn.Module, arguments: Any, outputs: Any) -> None:
-        if outputs.kept_tokens is not None:
-            told.append(outputs.kept_tokens)
+        for passes, stages in zip(told, (outputs.kept_tokens, outputs.selected_tokens), strict=True):
+            if stages is not None:
+                passes.append(stages)
 
     handle = model.register_forward_hook(tell)
     try:

@@ -23,7 +23,8 @@ _INK, _FRAME = "#202020", "#a0a0a0"
 def draw_sheet(explanations: Sequence[Explanation], titles: Sequence[str]) -> Image.Image:
     """
     A row for each image: the image, its regions, and the heat map of its answer with a scale of colours; and, where
-    tokens leave between the layers, the image darkened where they left, the earlier the darker.
+    tokens leave between the layers, the image darkened where they left, the earlier the darker; where layers select
+    tokens, the image darkened the more, the fewer of them selected its tokens.
 
     Args:
         explanations (sequence of [`Explanation`]): What [`explain`] found.
@@ -63,6 +64,13 @@ def _draw_row(explanation: Explanation, title: str) -> Image.Image:
         layers, numbers = (", ".join(map(str, values)) for values in (explanation.layers, map(len, explanation.kept)))
         panels[f"tokens that stay before layers {layers}: {numbers}"] = draw_kept(
             image, explanation.stages_passed(), len(explanation.layers)
+        )
+    if explanation.selecting_layers:
+        layers, numbers = (
+            ", ".join(map(str, values)) for values in (explanation.selecting_layers, map(len, explanation.selected))
+        )
+        panels[f"tokens selected by layers {layers}: {numbers}"] = draw_kept(
+            image, explanation.times_selected(), len(explanation.selecting_layers)
         )
     drawn = {printable(text): _at_panel_size(panel) for text, panel in panels.items()}
     wide, tall = next(iter(drawn.values())).size
