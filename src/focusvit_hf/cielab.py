@@ -17,8 +17,9 @@ _LINEAR_MAX = 4095
 _LARGEST_MEAN_CELL = 8
 # What a few images may take between two operations: about what the cache of one core holds.
 _CHUNK_BYTES = 2**21
-# sRGB to XYZ over the D65 white point, in 1/1024. Rows sum to 1024, so that grey has exactly a = b = 0.
-_XYZ_FROM_RGB = torch.tensor([[444.0, 385.0, 195.0], [218.0, 732.0, 74.0], [18.0, 112.0, 894.0]])
+# sRGB to XYZ over the D65 white point, in 1/1024, so that products and sums are exact. Rows sum to 1, so that grey has
+# exactly a = b = 0.
+_XYZ_FROM_RGB = torch.tensor([[444.0, 385.0, 195.0], [218.0, 732.0, 74.0], [18.0, 112.0, 894.0]]) / 1024
 
 
 def _linear_light_table() -> torch.Tensor:
@@ -53,8 +54,8 @@ def levels_of_pixels(pixel_values: torch.Tensor, mean: Sequence[float], std: Seq
     Returns:
         `torch.FloatTensor` like `pixel_values`: float32, in whole levels 0..255.
     """
-    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
-    return torch.addcmul(offset * 255, pixel_values.float(), scale * 255).round_().clamp_(0, 255)
+    black, factor = _normalisation(tuple(mean), tuple(std), 255, pixel_values.device)
+    return torch.addcmul(black, pixel_values.float(), factor).round_().clamp_(0, 255)
 
 
 def cell_sums(levels: torch.Tensor, cell_size: int) -> torch.Tensor:
@@ -83,9 +84,10 @@ def _sums(values: torch.Tensor, cell_size: int) -> torch.Tensor:
     rows = values.reshape(batch, channels, height // cell_size, cell_size, width).sum(dim=3)
     if cell_size > _LARGEST_MEAN_CELL:
         return rows.view(batch, channels, height // cell_size, width // cell_size, cell_size).sum(dim=-1)
-    sums = rows[..., ::cell_size]
-    for column in range(1, cell_size):
-        sums = sums + rows[..., column::cell_size]
+    columns = rows.view(batch, channels, height // cell_size, width // cell_size, cell_size).unbind(-1)
+    sums = columns[0] + columns[1]
+    for column in columns[2:]:
+        sums += column
     return sums
 
 
@@ -114,10 +116,9 @@ def cell_sums_of_pixels(
         mean, std (sequences of `float`): Of the normalisation, for each channel.
         cell_size (`int`): Side of a cell in pixels; divides height and width.
     """
-    offset, scale = _normalisation(tuple(mean), tuple(std), pixel_values.device)
     white = 255 * cell_size**2
     if pixel_values.dtype != torch.float32 or cell_size > _LARGEST_MEAN_CELL:
-        factor, black = scale * 255, offset * 255
+        black, factor = _normalisation(tuple(mean), tuple(std), 255, pixel_values.device)
 
         def sums(images: torch.Tensor) -> torch.Tensor:
             # Unlike `addcmul` a product and a sum with one value for a whole channel are vectorised.
@@ -126,15 +127,17 @@ def cell_sums_of_pixels(
 
         return _in_chunks(sums, pixel_values).clamp_(0, white)
     found = _in_chunks(lambda images: _sums(images, cell_size), pixel_values)
-    return torch.addcmul(offset * white, found, scale * 255).round_().clamp_(0, white)
+    black, factor = _normalisation(tuple(mean), tuple(std), white, pixel_values.device)
+    return torch.addcmul(black, found, factor).round_().clamp_(0, white)
 
 
 @cached_table
 def _normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], white: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """What undoes a normalisation: the level, or the sum of levels, of a pixel value 0, and levels for each 1 of it."""
     values = torch.tensor((mean, std), dtype=torch.float32, device=device)[:, :, None, None]
-    return values[0], values[1]
+    return values[0] * white, values[1] * 255
 
 
 def cell_lab(sums: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
@@ -159,6 +162,6 @@ def cell_lab(sums: torch.Tensor, cell_size: int, unit: float) -> torch.Tensor:
     linear = linear_light[grey]
     # No matrix product: those may be rounded, to TF32 for instance.
     xyz = (linear[:, None] * xyz_from_rgb).sum(dim=2)
-    x, y, z = lab_curve[(xyz / 1024).round_().long()].unbind(1)
+    x, y, z = lab_curve[xyz.round_().long()].unbind(1)
     lightness = (y - 66 / 116) * (116 * unit)
     return torch.stack((lightness, (x - y) * (500 * unit), (y - z) * (200 * unit)), dim=1).round()

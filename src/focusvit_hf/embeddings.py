@@ -68,7 +68,7 @@ class FocusViTConvNorm(nn.Module):
             if kernel.device == factor.device == pixels.device:
                 mean, variance = cast(torch.Tensor, norm.running_mean), cast(torch.Tensor, norm.running_var)
                 scale = factor * (variance + norm.eps).rsqrt()
-                weight = kernel * scale[:, None, None, None]
+                weight = kernel * scale.view(-1, 1, 1, 1)
                 bias = torch.addcmul(norm.bias, mean, scale, value=-1)
                 return nn.functional.conv2d(pixels, weight, bias, convolution.stride, convolution.padding)
         cells = convolution(pixels)

@@ -5,11 +5,9 @@ import math
 import torch
 from torch import nn
 
+from .caching import cached_table
 from .configuration_focusvit import FocusViTConfig
-from .superpixel_pooling import (
-    _SMALLEST_AREA,
-    pool_units,
-)
+from .superpixel_pooling import _SMALLEST_AREA, pool_units
 from .transformer_blocks import keep_variance
 
 
@@ -26,9 +24,13 @@ def fourier_features(coordinates: torch.Tensor, num_bands: int = _POSITION_BANDS
     Returns:
         `torch.FloatTensor` of shape `(..., 2 * n * num_bands)`, values in -1..1.
     """
-    frequencies = math.pi * 2.0 ** torch.arange(num_bands, dtype=torch.float32, device=coordinates.device)
-    angles = (coordinates[..., None] * frequencies).flatten(-2)
+    angles = (coordinates[..., None] * _frequencies(num_bands, coordinates.device)).flatten(-2)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+@cached_table
+def _frequencies(num_bands: int, device: torch.device) -> torch.Tensor:
+    return math.pi * 2.0 ** torch.arange(num_bands, dtype=torch.float32, device=device)
 
 
 class FocusViTDynamicPosition(nn.Module):

@@ -31,6 +31,7 @@ class Regions:
         self.cells = (ids.shape[1], ids.shape[2])
         self._membership: torch.Tensor | None = None
         self._moments: torch.Tensor | None = None
+        self._bins: torch.Tensor | None = None
 
     @property
     def membership(self) -> torch.Tensor:
@@ -66,14 +67,21 @@ class Regions:
             return torch.matmul(self.membership.to(values.dtype), values)
 
     def _sums_in_order(self, values: torch.Tensor) -> torch.Tensor:
-        batch = max(self.ids.shape[0], values.shape[0]) if min(self.ids.shape[0], values.shape[0]) > 0 else 0
+        maps, rows = self.ids.shape[0], values.shape[0]
+        batch = max(maps, rows) if min(maps, rows) > 0 else 0
         # The last bin takes what is out of range.
         bins = self.num_regions + 1
-        index = self.ids.long().clamp(-1, self.num_regions).remainder(bins).flatten(1)
-        index = index + torch.arange(batch, device=index.device)[:, None] * bins
-        values = values.expand(batch, -1, -1)
+        cells = self.cells[0] * self.cells[1]
+        # A map is summed over several times, with the same bins.
+        if self._bins is None or self._bins.shape[0] != batch * cells:
+            index = self.ids.flatten(1).long().clamp(-1, self.num_regions).remainder_(bins)
+            if batch != 1:
+                index = index + torch.arange(batch, device=index.device)[:, None] * bins
+            self._bins = index.flatten()
+        if rows != batch:
+            values = values.expand(batch, -1, -1)
         sums = values.new_zeros(batch * bins, values.shape[2])
-        sums = sums.index_add(0, index.flatten(), values.reshape(-1, values.shape[2]))
+        sums = sums.index_add_(0, self._bins, values.reshape(-1, values.shape[2]))
         return sums.view(batch, bins, values.shape[2])[:, : self.num_regions]
 
     @property
@@ -86,11 +94,11 @@ class Regions:
     def geometry(self) -> torch.Tensor:
         """See [`geometry`]."""
         height, width = self.cells
-        count = self.moments[..., :1]
-        means = self.moments[..., 1:] / count.clamp(min=1)
+        count, sums = self.moments.split((1, 4), dim=-1)
+        centre, squares = (sums / count.clamp(min=1)).split(2, dim=-1)
         cell = _cell_variances(height, width, count.device)
-        variance = (means[..., 2:] - means[..., :2].square()).clamp(min=0) + cell * (count > 0)
-        return torch.cat((means[..., :2] + 0.5, count / (height * width), variance), dim=-1)
+        variance = (squares - centre.square()).clamp(min=0) + cell * (count > 0)
+        return torch.cat((centre + 0.5, count / (height * width), variance), dim=-1)
 
     def overlap(self, grid: tuple[int, int]) -> torch.Tensor:
         """[`overlap`] transposed: `(batch_size, K, N)`."""
@@ -121,7 +129,12 @@ def _cell_variances(height: int, width: int, device: torch.device) -> torch.Tens
 
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Within this context products keep the type of their arguments. Some devices, as meta, have no autocast."""
-    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
+    if not is_autocast_available(device_type):
+        return nullcontext()
+    # To enter a context that changes nothing takes as long as ten small operations.
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 @torch.compiler.assume_constant_result

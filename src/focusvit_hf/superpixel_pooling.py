@@ -46,14 +46,15 @@ def _pool(
 ) -> torch.Tensor:
     # float16 is too narrow for the exponentials.
     dtype = torch.float32 if units.dtype == torch.float16 else units.dtype
+    area = total.clamp(min=_SMALLEST_AREA)
     with without_autocast(units.device.type):
-        pooled = (sums(units.to(dtype)) / total.clamp(min=_SMALLEST_AREA)).to(dtype)
+        pooled = (sums(units.to(dtype)) / area).to(dtype)
         if with_maximum:
             # The shift cancels, and so do its gradients; compiled in bfloat16, those of amax can be 0 / 0.
             largest = _largest(units.detach())
             shift = largest.to(dtype) * -_MAXIMUM_SHARPNESS
             rates = torch.add(shift, units.to(dtype), alpha=_MAXIMUM_SHARPNESS).exp_()
-            rates = sums(rates).float() / total.clamp(min=_SMALLEST_AREA)
+            rates = sums(rates).float() / area
             maximum = rates.clamp(min=_SMALLEST_RATE).log() / _MAXIMUM_SHARPNESS + largest.float()
             pooled = torch.cat((pooled, torch.where(total > 0, maximum, 0.0).to(dtype)), dim=-1)
     return pooled.to(units.dtype)

@@ -6,7 +6,7 @@ batch it is in, nor on threads, matrix kernels or fused multiply-adds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from .superpixel_options import _borders, default_cell_size, superpixel_layout
 
 # Offsets (rows, columns) of the nine candidates from a cell's own tile, which stands first, since it wins ties.
 _OFFSETS = ((0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-# A distance is multiplied by nine and carries the number of its candidate, so one minimum finds both.
+# Nearness is multiplied by nine and carries the number of its candidate, so one maximum finds both.
 _PACK = len(_OFFSETS)
 _LARGEST_EXACT = 2**24
 # Beyond any distance of a real candidate, whatever is added to it.
@@ -46,7 +46,8 @@ class _Tiling(NamedTuple):
     )  # (K, 3, T) one, row and column from the middle of the image in units of `slic`; 0: padding
     first_candidate: torch.Tensor  # (K, 1) where the nine candidates of each tile begin among all candidates
     neighbours: torch.Tensor  # (K * 9,) the superpixel behind each candidate; any one outside of the image
-    handicap: torch.Tensor  # (K * 9, 6) column 0: number of the candidate, out of reach outside the image; else 0
+    handicap: torch.Tensor  # (K * 9, 6) column 0: minus the candidate's number, out of reach outside the image; else 0
+    packing: torch.Tensor  # (6,) what |c|² and c are multiplied by: -9 and 18
     sources: torch.Tensor  # (K * 9,) the candidates that stand for a superpixel, one in each tile around it
     place_of_cell: torch.Tensor  # (h * w,) tile * T + place
     tile_of_cell: torch.Tensor  # (h * w,)
@@ -99,7 +100,7 @@ def _tiling(rows: int, columns: int, height: int, width: int, step: float, devic
     candidate = torch.arange(_PACK, device=device)
     nearby, inside = _tiles_at(torch.tensor(_OFFSETS, device=device), layout)
     handicap = torch.zeros(num_tiles * _PACK, 6, device=device)
-    handicap[:, 0] = torch.where(inside, candidate, _OUT_OF_REACH).flatten()
+    handicap[:, 0] = -torch.where(inside, candidate, _OUT_OF_REACH).flatten()
     # A superpixel is candidate j of the tile that lies at the opposite of offset j from its own.
     opposite, has_opposite = _tiles_at(-torch.tensor(_OFFSETS, device=device), layout)
     # Where there is no such tile, candidate 1 of tile 0 stands in. It lies outside of the image, so that no cell ever
@@ -122,6 +123,7 @@ def _tiling(rows: int, columns: int, height: int, width: int, step: float, devic
         first_candidate=torch.arange(num_tiles, device=device)[:, None] * _PACK,
         neighbours=torch.where(inside, nearby, 0).flatten(),
         handicap=handicap,
+        packing=torch.tensor([-_PACK] + [2 * _PACK] * 5, dtype=torch.float32, device=device),
         sources=sources.flatten(),
         place_of_cell=place_of_cell.flatten(),
         tile_of_cell=tile_of_cell.flatten(),
@@ -168,11 +170,11 @@ def _to_tiles(maps: torch.Tensor, layout: tuple[int, int], tiling: _Tiling) -> t
     )
 
 
-def _exact_matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Product of float32 matrices of integers, whatever precision the user grants to products."""
-    if rounds_products(left.device.type):
-        return torch.matmul(left.double(), right.double()).float()
-    return torch.matmul(left, right)
+def _exact_product(device_type: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The product of batches of float32 matrices of integers, whatever precision the user grants to products."""
+    if rounds_products(device_type):
+        return lambda left, right: torch.bmm(left.double(), right.double()).float()
+    return torch.bmm
 
 
 def _integer_unit(weight: float, layout: tuple[int, int], height: int, width: int) -> float:
@@ -268,8 +270,9 @@ def slic_of_cells(
 
     with without_autocast(sums.device.type):
         best, counts = _iterate(features, tiling, num_tiles, num_iterations)
-    candidate = best.to(torch.int32).remainder(_PACK)
-    ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1)[:, tiling.place_of_cell]
+    # Nine times a whole number, less the number of the candidate.
+    candidate = best.neg().to(torch.int32).remainder(_PACK)
+    ids = tiling.neighbours[tiling.first_candidate + candidate].flatten(1).index_select(1, tiling.place_of_cell)
     return _give_each_a_cell(ids, counts, tiling).view(batch, height, width)
 
 
@@ -279,30 +282,37 @@ def _iterate(
     """
     Means and assignment in turn. `features` (B · K, 6, T): one, row, column, L, a, b of each cell of each tile.
 
-    Returns the packed distance to the nearest candidate, (B, K, T), and each superpixel's number of cells, (B, K).
+    Returns for each cell how near the nearest candidate is, packed with its number, (B, K, T), and each superpixel's
+    number of cells, (B, K).
     """
-    # The tiles themselves are the first assignment.
-    sums = features.sum(dim=2).view(-1, num_tiles, 6)
-    centres = sums[..., 1:]
-    for _ in range(num_iterations):
-        counts = sums[..., :1]
-        # A superpixel without cells stays where it was.
-        centres = torch.where(counts > 0, (sums[..., 1:] / counts.clamp(min=1)).round(), centres)
-        # |c|² - 2 c·f, the distance less the cell's own |f|², of every cell to its nine candidates.
-        squared_norm = centres.square().sum(dim=2, keepdim=True) * _PACK
-        coefficients = torch.cat((squared_norm, centres * (-2 * _PACK)), dim=2)
-        coefficients = coefficients.index_select(1, tiling.neighbours) + tiling.handicap
-        distances = _exact_matmul(coefficients.view(-1, _PACK, 6), features)
-        best = distances.amin(dim=1, keepdim=True)
-        # Distances are whole numbers and all different, so this is 1 for the nearest candidate and 0 for the others.
-        members = torch.relu_(best + 1 - distances)
-        sums = _exact_matmul(members, features.transpose(1, 2)).view(-1, num_tiles * _PACK, 6)
+    product = _exact_product(features.device.type)
+    by_place = features.transpose(1, 2)
+    # The tiles themselves are the first assignment, and none is empty.
+    counts, totals = features.sum(dim=2).view(-1, num_tiles, 6).split((1, 5), dim=2)
+    centres = (totals / counts).round_()
+    for iteration in range(num_iterations):
+        if iteration > 0:
+            # A superpixel without cells stays where it was.
+            centres = torch.where(counts > 0, (totals / counts.clamp(min=1)).round_(), centres)
+        # 2 c·f - |c|², the cell's own |f|² less the distance, of every cell to its nine candidates.
+        nearness = torch.cat((centres.square().sum(dim=2, keepdim=True), centres), dim=2)
+        nearness = torch.addcmul(tiling.handicap, nearness.index_select(1, tiling.neighbours), tiling.packing)
+        nearness = product(nearness.view(-1, _PACK, 6), features)
+        best = nearness.amax(dim=1, keepdim=True)
+        # These are whole numbers and all different, so this is 1 for the nearest candidate and 0 for the others.
+        members = nearness.sub_(best - 1).relu_()
+        sums = product(members, by_place).view(-1, num_tiles * _PACK, 6)
         sums = sums.index_select(1, tiling.sources).view(-1, num_tiles, _PACK, 6).sum(dim=2)
-    return best.view(-1, num_tiles, features.shape[2]), sums[..., 0]
+        counts, totals = sums.split((1, 5), dim=2)
+    return best.view(-1, num_tiles, features.shape[2]), counts.squeeze(2)
 
 
 def _give_each_a_cell(ids: torch.Tensor, counts: torch.Tensor, tiling: _Tiling) -> torch.Tensor:
     """The rule for superpixels that lost all their cells, see `slic`: ids (B, h · w), counts (B, K)."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # On a GPU to ask would be to wait.
+    if not traced and counts.device.type == "cpu" and bool((counts > 0).all()):
+        return ids
     centre_owners = ids[:, tiling.tile_centre]
     numbers = torch.arange(counts.shape[1], device=ids.device)
     owned_centres = (centre_owners[:, :, None] == numbers).sum(dim=1)

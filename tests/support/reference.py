@@ -57,6 +57,7 @@ def tiling(layout, height, width, step):
         "first_candidate": [[9 * tile] for tile in range(len(tiles))],
         "neighbours": np.zeros(9 * len(tiles)),
         "handicap": np.zeros((9 * len(tiles), 6)),
+        "packing": np.array([-9, 18, 18, 18, 18, 18]),
         "sources": np.ones(9 * len(tiles)),
         "place_of_cell": np.zeros(height * width),
         "tile_of_cell": tile_numbers(layout, height, width).ravel(),
@@ -77,7 +78,7 @@ def tiling(layout, height, width, step):
         for candidate, (dr, dc) in enumerate(OFFSETS):
             inside = (r + dr, c + dc) in tiles
             tables["neighbours"][9 * tile + candidate] = tiles.index((r + dr, c + dc)) if inside else 0
-            tables["handicap"][9 * tile + candidate, 0] = candidate if inside else 2**27
+            tables["handicap"][9 * tile + candidate, 0] = -candidate if inside else -(2**27)
             if (r - dr, c - dc) in tiles:
                 tables["sources"][9 * tile + candidate] = 9 * tiles.index((r - dr, c - dc)) + candidate
     return tables
