@@ -1,4 +1,4 @@
-"""How many operations torch dispatches for one image: of each it takes microseconds, whatever the size of its tensors."""
+"""How many operations torch dispatches for one image: each takes microseconds, whatever the size of its tensors."""
 
 import pytest
 import torch

@@ -135,7 +135,7 @@ def cell_sums_of_pixels(
 def _normalisation(
     mean: tuple[float, ...], std: tuple[float, ...], white: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What undoes a normalisation: the level, or the sum of levels, of a pixel value 0, and levels for each 1 of it."""
+    """What undoes a normalisation: the level (or sum of levels) of a pixel value 0, and how many each 1 of it adds."""
     values = torch.tensor((mean, std), dtype=torch.float32, device=device)[:, :, None, None]
     return values[0] * white, values[1] * 255
 
