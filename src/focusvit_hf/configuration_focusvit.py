@@ -336,6 +336,15 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"Expected a JSON object of configuration fields in {path}, got {type(preset).__name__}.")
         return cls(**{**preset, **overrides})
 
+    def __getattribute__(self, name: str) -> Any:
+        # The library looks each name up in two tables first, a microsecond and a half, and its pipeline asks for the
+        # names of a thousand classes one by one for every image. A value that lies here under its own name needs
+        # neither: aliases never do, and with options that differ by layer the library has a say.
+        own = object.__getattribute__(self, "__dict__")
+        if name in own and "_heterogeneity_spec" not in own:
+            return own[name]
+        return super().__getattribute__(name)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, but fields given beside the dictionary are checked like those in it."""

@@ -27,6 +27,7 @@ from transformers.utils import TensorType, logging
 from .errors import refuse_misspelt
 from .image_sizes import channels_first, check_area, fixed_size, needed_by, resize
 from .images import decode_image, flat_images, levels_of_floats, naming_image
+from .pipeline_maps import left_to_model
 from .segmentation_maps import SegmentationPostProcessing, labels_of
 from .superpixel_maps import superpixel_map
 from .superpixel_options import (
@@ -169,6 +170,8 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
     superpixel_method = "torch"
     patch_size = 16
     do_reduce_labels = False
+    # Whether a call returns maps only if it is asked for them, see `from_pretrained`.
+    leaves_maps = False
 
     def __init__(self, **kwargs: Unpack[FocusViTImageProcessorKwargs]):
         _refuse_misspelt(kwargs)
@@ -179,6 +182,27 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
         except StrictDataclassError as error:
             raise ValueError(str(error)) from error
         super().__init__(**kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in the base class. A processor that `pipeline` loads by the name of a checkpoint leaves the superpixels to
+        the model where that computes the same, see [`~pipeline_maps.left_to_model`]: a pipeline prepares images one by
+        one, and the model sees a batch. A call with `do_superpixels=True` returns them all the same.
+        """
+        # The one word by which a pipeline makes itself known to what it loads; the library removes it nowhere.
+        for_pipeline = kwargs.pop("_from_pipeline", None) is not None
+        options = dict(kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if for_pipeline and isinstance(loaded, cls):
+            loaded.leaves_maps = left_to_model(loaded, pretrained_model_name_or_path, options)
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the base class; that a pipeline loaded the processor is not saved."""
+        fields = super().to_dict()
+        fields.pop("leaves_maps", None)
+        return fields
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -195,6 +219,8 @@ class FocusViTImageProcessor(SegmentationPostProcessing, PilBackend):
             segmentation_maps (*optional*): The mask of each image, for training.
             kwargs: Options, instead of the processor's own, and `return_tensors`.
         """
+        if self.leaves_maps:
+            kwargs.setdefault("do_superpixels", False)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
