@@ -338,12 +338,9 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __getattribute__(self, name: str) -> Any:
         # The library looks each name up in two tables first, a microsecond and a half, and its pipeline asks for the
-        # names of a thousand classes one by one for every image. A value that lies here under its own name needs
-        # neither: aliases never do, and with options that differ by layer the library has a say.
-        own = object.__getattribute__(self, "__dict__")
-        if name in own and "_heterogeneity_spec" not in own:
-            return own[name]
-        return super().__getattribute__(name)
+        # names of a thousand classes one by one for every image. Of all other names torch.compile follows the
+        # library's way alone.
+        return object.__getattribute__(self, name) if name == "id2label" else super().__getattribute__(name)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
