@@ -23,9 +23,9 @@ from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.benchmark.cost import model_costs
 from focusvit_hf.benchmark.memory import peak_memory
 from focusvit_hf.benchmark.timing import interleaved, summary
-from focusvit_hf.conversion.cost import flops_of_an_image
 from focusvit_hf.utils.environment import environment
 
 
@@ -76,7 +76,8 @@ def subject(name: str, training: bool) -> Callable[[], Any]:
 def measured(repeats: int) -> dict[str, Any]:
     """A row for each system."""
     rows: dict[str, dict[str, Any]] = {
-        name: {"fields": fields, "flops": flops_of_an_image(config_of(name))} for name, fields in SYSTEMS.items()
+        name: {"fields": fields, "flops": model_costs(FocusViTForImageClassification(config_of(name)), SIZE)["flops"]}
+        for name, fields in SYSTEMS.items()
     }
     for training, title in ((False, "inference"), (True, "training")):
         times = interleaved({name: subject(name, training) for name in SYSTEMS}, repeats, warmup=1)

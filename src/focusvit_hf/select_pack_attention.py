@@ -72,7 +72,7 @@ class FocusViTSelectPackLayer(FocusViTLayer):
         """
         normed = self.layernorm_before(hidden_states)
         first = hidden_states.shape[1] - num_tokens
-        scores = self.gate(normed, num_tokens, inherited)
+        scores = self.gate(normed[:, first:], inherited)
         count = None if self.budget is None else kept_counts(num_tokens, (self.budget,))[0]
         kept = None if column_mask is None else column_mask[:, first:]
         choice = self._choice(scores, kept, count)

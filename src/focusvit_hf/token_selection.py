@@ -26,8 +26,7 @@ class FocusViTSelectionGate(nn.Linear):
     the same token in the layer before. Its initial bias is [`GATE_BIAS`].
 
     Args of `forward`:
-        tokens (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`): r; its last T tokens have scores.
-        num_tokens (`int`): T.
+        tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): r.
         inherited (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*): s_up.
 
     Returns `(batch_size, T)` float32, logits.
@@ -36,11 +35,8 @@ class FocusViTSelectionGate(nn.Linear):
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, 1)
 
-    def forward(  # type: ignore[override]
-        self, tokens: torch.Tensor, num_tokens: int, inherited: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        # All tokens go through: a linear layer keeps what it is given for the gradient, of a part of them a copy.
-        scores = super().forward(tokens).squeeze(-1)[:, tokens.shape[1] - num_tokens :].float()
+    def forward(self, tokens: torch.Tensor, inherited: torch.Tensor | None = None) -> torch.Tensor:
+        scores = super().forward(tokens).squeeze(-1).float()
         return scores if inherited is None else torch.maximum(scores, inherited.to(scores.device))
 
 

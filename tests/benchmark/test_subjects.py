@@ -144,7 +144,7 @@ def test_an_unknown_subject_is_told_the_known_ones(name):
 def test_known_subjects_stand_for_all_names():
     for pattern in known_subjects():
         assert pattern.split("{")[0] in "".join(name[: len(pattern.split("{")[0])] for name in SUBJECTS)
-    assert len(SUBJECTS) == len(PEERS) + 4 * (3 * 4 + 1 + 2 * 4)
+    assert len(SUBJECTS) == len(PEERS) + 4 * (3 * 4 + 1 + 2 * 5)
 
 
 def test_the_configuration_of_another_model_is_refused(tmp_path):
@@ -211,3 +211,12 @@ def test_configurations_are_focusvits():
         for name, subject in SUBJECTS.items()
         if name.startswith("focusvit")
     )
+
+
+@pytest.mark.parametrize("kind", ["full", "dense"])
+def test_a_variant_selects_tokens_in_the_second_half_of_its_layers(kind):
+    plain = find_subject(f"focusvit-tiny-{kind}").configure(224)
+    config = find_subject(f"focusvit-tiny-{kind}-spa").configure(224)
+    assert config.layer_types == ["full_attention"] * 6 + ["select_pack_attention"] * 6
+    changed = {key for key, value in config.to_diff_dict().items() if plain.to_diff_dict().get(key) != value}
+    assert changed == {"layer_types", "select_budget"}

@@ -25,6 +25,7 @@ _STAGES = {
     "ViTEmbeddings": "embedding",
     "FocusViTEmbeddings": "pooling",
     "FocusViTLayer": "attention",
+    "FocusViTSelectPackLayer": "attention",
     "ViTLayer": "attention",
     "FocusViTMLP": "mlp",
     "FocusViTSwiGLU": "mlp",

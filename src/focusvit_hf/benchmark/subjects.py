@@ -39,6 +39,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
 from ..modeling_focusvit import FocusViTForImageClassification
+from ..selection_options import SELECT_PACK
 from ..utils.files import read_json
 
 
@@ -59,6 +60,8 @@ FOCUSVIT_SPARSE: dict[str, dict[str, Any]] = {
     "fuse": {"sparsification_mode": "fuse"},
     "merge": {"sparsification_mode": "merge"},
 }
+# The share of the tokens that layers of select-and-pack attention select.
+SELECTED = 0.3
 _VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size")
 # What a user of a pretrained model would resize to before the crop, for every 224 pixels of input.
 _RESIZED = 256 / 224
@@ -118,7 +121,7 @@ def known_subjects() -> tuple[str, ...]:
     """The names of [`SUBJECTS`], alternatives in braces, what may be left out in brackets."""
     sizes, layers = (f"{{{','.join(names)}}}" for names in (FOCUSVIT_SIZES, FOCUSVIT_LAYERS))
     variants = f"[-{{{','.join(name for name in FOCUSVIT_VARIANTS if name)}}}]"
-    sparse = f"[-{{{','.join(FOCUSVIT_SPARSE)}}}]"
+    sparse = f"[-{{{','.join((*FOCUSVIT_SPARSE, 'spa'))}}}]"
     peers = (name for name in SUBJECTS if not name.startswith("focusvit-"))
     return (*peers, f"focusvit-{sizes}-{layers}{variants}", f"focusvit-{sizes}-{{full,dense}}{sparse}")
 
@@ -153,6 +156,14 @@ def _sparse_config(preset: str, way: str, **fields: Any) -> FocusViTConfig:
         fields |= {"sparsification_layers": list(range(1, depth))}
         fields |= {"keep_ratio": [1 - (1 - last) * layer / (depth - 1) for layer in range(1, depth)]}
     return _preset_config(preset, "full", **fields)
+
+
+def _selecting_config(preset: str, **fields: Any) -> FocusViTConfig:
+    """A preset with full attention whose second half of the layers selects [`SELECTED`] of the tokens."""
+    half = FocusViTConfig.from_preset(preset).num_hidden_layers // 2
+    layer_types = ["full_attention"] * half + [SELECT_PACK] * half
+    fields |= {"layer_types": layer_types, "select_budget": SELECTED, "num_labels": NUM_LABELS}
+    return FocusViTConfig.from_preset(preset, **fields)
 
 
 def _focusvit_processor(config: FocusViTConfig, resolution: int) -> BaseImageProcessor:
@@ -222,6 +233,8 @@ def _focusvit_family() -> Iterator[Subject]:
         for way in FOCUSVIT_SPARSE:
             yield _focusvit(f"{preset}-full-{way}", partial(_sparse_config, preset, way))
             yield _focusvit(f"{preset}-dense-{way}", partial(_sparse_config, f"{preset}-dense", way))
+        yield _focusvit(f"{preset}-full-spa", partial(_selecting_config, preset))
+        yield _focusvit(f"{preset}-dense-spa", partial(_selecting_config, f"{preset}-dense"))
 
 
 SUBJECTS: dict[str, Subject] = {
