@@ -89,7 +89,7 @@ class CellsAround:
         self.first = [place.floor().long() for place in places]
         steps = torch.arange(1 - reach, reach + 1, device=device)[:, None]
         # For each row and column of pixels the cells around it, as parts of their number, and how near they are.
-        self.cells = [(first + steps).clamp(0, n - 1).int() for first, n in zip(self.first, grid, strict=True)]
+        self.cells = [(first + steps).clamp(0, n - 1) for first, n in zip(self.first, grid, strict=True)]
         self.cells[0] = self.cells[0] * grid[1]
         apart = [place - first for place, first in zip(places, self.first, strict=True)]
         self.nearness = [(1 - (one - steps).abs() / reach).float() for one in apart]
@@ -155,7 +155,7 @@ class CellsAround:
             rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
 
         Returns:
-            Numbers of cells, row by row, `torch.IntTensor`, and nearness, `torch.FloatTensor`, both of shape
+            Numbers of cells, row by row, `torch.LongTensor`, and nearness, `torch.FloatTensor`, both of shape
             `(pixels, (2 * reach)²)`.
         """
         # Pixels come last until the end, since sums and products of long rows are vectorised.
@@ -173,7 +173,7 @@ def weighted_sums(values: torch.Tensor, rows: torch.Tensor, weights: torch.Tenso
 
     Args:
         values (`torch.FloatTensor` of shape `(count, channels)`): The table.
-        rows (`torch.LongTensor` or `torch.IntTensor` of shape `(sums, n)`): Rows of each sum, in [0, count).
+        rows (`torch.LongTensor` of shape `(sums, n)`): Rows of each sum, in [0, count).
         weights (`torch.FloatTensor` of shape `(sums, n)`): Their weights.
 
     Returns:
