@@ -109,7 +109,7 @@ def test_colours_are_those_of_scikit_image():
 
     colours = np.random.randint(0, 256, (500, 3), dtype=np.uint8)
     expected = rgb2lab(colours[None])[0] - [50, 0, 0]
-    assert np.abs(lab_of(torch.from_numpy(colours)).numpy() - expected).max() < 1.8
+    assert np.abs(lab_of(torch.from_numpy(colours)).T.numpy() - expected).max() < 1.8
 
 
 def test_images_that_do_not_fit_are_refused():

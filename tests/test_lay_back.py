@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from focusvit_hf.lay_back import Box, CellsAround, cells_to_pixels, lay_back
+from focusvit_hf.lay_back import Box, CellsAround, cells_to_pixels, combined, lay_back
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -132,7 +132,8 @@ def test_the_cells_around_pixels_are_those_of_a_plain_loop(size, reach):
     states = torch.randint(2, (6, 7))
     around = CellsAround((6, 7), size, states.device, reach)
     rows, columns = torch.ones(size).nonzero(as_tuple=True)
-    cells, nearness = around.places(rows, columns)
+    cells = combined(around.cells, rows, columns, torch.add).T
+    nearness = combined(around.nearness, rows, columns, torch.mul).T
     agreed = around.agree(states, 0, size[0])
     for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         y, x = (row + 0.5) * 6 / size[0] - 0.5, (column + 0.5) * 7 / size[1] - 0.5

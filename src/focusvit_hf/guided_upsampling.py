@@ -8,7 +8,7 @@ from PIL import Image
 
 from .cielab import cell_lab
 from .images import decode_image
-from .lay_back import CellsAround, weighted_sums
+from .lay_back import CellsAround, combined, weighted_sums
 
 
 # Cells on each side of a pixel that it is compared with, and the difference in Lab at which a cell's part in it falls
@@ -41,12 +41,15 @@ class Guide:
         height, width = levels.shape[:2]
         if (height, width) != size:
             raise ValueError(f"expected an image of its target size {size[0]} x {size[1]}, got {height} x {width}")
-        self.around, self.colour_scale = around, colour_scale
+        self.around = around
         device = around.first[0].device
         self.levels = torch.from_numpy(levels).to(device)
         rows, columns = around.grid
         means = np.asarray(Image.fromarray(levels).resize((columns, rows), Image.Resampling.BOX))
-        self.cells = lab_of(torch.from_numpy(means.reshape(-1, 3).copy()).to(device))
+        cells = lab_of(torch.from_numpy(means.reshape(-1, 3).copy()).to(device))
+        # -|p - q|² is 2 p·q - |q|² but for what all cells around p share, and a softmax does not see that.
+        self.cells = torch.cat((2 * cells, -cells.square().sum(dim=0, keepdim=True))) / (2 * colour_scale**2)
+        self.log_nearness = [table.log() for table in around.nearness]
 
     def interpolate(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """
@@ -66,12 +69,14 @@ class Guide:
         return found
 
     def _chunk(self, values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        cells, nearness = self.around.places(rows, columns)
-        own = lab_of(self.levels[rows, columns])
-        apart = (self.cells.index_select(0, cells.flatten()).view(*cells.shape, 3) - own[:, None]).square().sum(dim=2)
+        cells = combined(self.around.cells, rows, columns, torch.add)
+        likeness = combined(self.log_nearness, rows, columns, torch.add)
+        flat, own = cells.flatten(), lab_of(self.levels[rows, columns])
+        for channel in range(3):
+            likeness.addcmul_(self.cells[channel].index_select(0, flat).view_as(likeness), own[channel])
+        likeness.add_(self.cells[3].index_select(0, flat).view_as(likeness))
         # As a softmax, so that a pixel with a colour of its own still has weights that sum to one.
-        weights = (nearness.log() - apart / (2 * self.colour_scale**2)).softmax(dim=1)
-        return weighted_sums(values, cells, weights)
+        return weighted_sums(values, cells, likeness.softmax(dim=0))
 
 
 def image_levels(image: Any) -> np.ndarray:
@@ -85,5 +90,5 @@ def image_levels(image: Any) -> np.ndarray:
 
 
 def lab_of(levels: torch.Tensor) -> torch.Tensor:
-    """CIELAB of 8-bit colours `(pixels, 3)`, float32 of the same shape, with L - 50 in the place of L."""
-    return cell_lab(levels.float().T[None, :, :, None], 1, 1.0)[0, :, :, 0].T.contiguous()
+    """CIELAB of 8-bit colours `(pixels, 3)`: `(3, pixels)`, float32, with L - 50 in the place of L."""
+    return cell_lab(levels.float().T[None, :, :, None], 1, 1.0)[0, :, :, 0]

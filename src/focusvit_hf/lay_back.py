@@ -1,6 +1,6 @@
 """Values of regions laid back onto the pixels they stand for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,7 +88,8 @@ class CellsAround:
         # From -1, where a pixel lies above or left of the first centre.
         self.first = [place.floor().long() for place in places]
         steps = torch.arange(1 - reach, reach + 1, device=device)[:, None]
-        # For each row and column of pixels the cells around it, as parts of their number, and how near they are.
+        # For each row and column of pixels the cells around it, as parts of their number, and how near they are: 1 at
+        # the pixel, 0 from `reach` cells on. Sums of the one and products of the other belong to the cells.
         self.cells = [(first + steps).clamp(0, n - 1) for first, n in zip(self.first, grid, strict=True)]
         self.cells[0] = self.cells[0] * grid[1]
         apart = [place - first for place, first in zip(places, self.first, strict=True)]
@@ -143,43 +144,50 @@ class CellsAround:
         Returns:
             `torch.FloatTensor` of shape `(pixels, channels)`.
         """
-        cells, nearness = self.places(rows, columns)
-        return weighted_sums(values, cells, nearness)
+        cells = combined(self.cells, rows, columns, torch.add)
+        return weighted_sums(values, cells, combined(self.nearness, rows, columns, torch.mul))
 
-    def places(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        The cells around single pixels, and how near they are: 1 at the pixel, 0 from `reach` cells on, along each
-        axis, multiplied.
 
-        Args:
-            rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
+def combined(
+    tables: Sequence[torch.Tensor],
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """
+    What two tables of [`CellsAround`] say of single pixels, for each pair of a row and a column of cells around them.
 
-        Returns:
-            Numbers of cells, row by row, `torch.LongTensor`, and nearness, `torch.FloatTensor`, both of shape
-            `(pixels, (2 * reach)²)`.
-        """
-        # Pixels come last until the end, since sums and products of long rows are vectorised.
-        along = [table.index_select(1, pixels) for table, pixels in zip(self.cells, (rows, columns), strict=True)]
-        near = [table.index_select(1, pixels) for table, pixels in zip(self.nearness, (rows, columns), strict=True)]
-        cells = (along[0][:, None] + along[1]).flatten(0, 1)
-        nearness = (near[0][:, None] * near[1]).flatten(0, 1)
-        return cells.T.contiguous(), nearness.T.contiguous()
+    Args:
+        tables (pair of `torch.Tensor` of shape `(2 * reach, length)`): Of the rows and columns of pixels.
+        rows, columns (`torch.LongTensor` of shape `(pixels,)`): Where the pixels are.
+        operation (callable): What makes one of two, `torch.add` or `torch.mul`.
+
+    Returns:
+        `torch.Tensor` of shape `((2 * reach)², pixels)`. Pixels come last, since what is done to long rows is
+        vectorised.
+    """
+    down, along = (table.index_select(1, pixels) for table, pixels in zip(tables, (rows, columns), strict=True))
+    return operation(down[:, None], along).flatten(0, 1)
 
 
 def weighted_sums(values: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
-    Sums of some rows of a table, with weights. The operation for bags of words reads each row once and keeps none of
-    them, which takes a sixth of the time of picking the rows and adding them up.
+    Sums of some rows of a table, with weights. Of several channels the operation for bags of words reads each row once
+    and keeps none of them, in a sixth of the time of picking the rows and adding them up.
 
     Args:
         values (`torch.FloatTensor` of shape `(count, channels)`): The table.
-        rows (`torch.LongTensor` of shape `(sums, n)`): Rows of each sum, in [0, count).
-        weights (`torch.FloatTensor` of shape `(sums, n)`): Their weights.
+        rows (`torch.LongTensor` of shape `(n, sums)`): Rows of each sum, in [0, count).
+        weights (`torch.FloatTensor` of shape `(n, sums)`): Their weights.
 
     Returns:
         `torch.FloatTensor` of shape `(sums, channels)`.
     """
-    return nn.functional.embedding_bag(rows, values, per_sample_weights=weights.to(values.dtype), mode="sum")
+    weights = weights.to(values.dtype)
+    if values.shape[1] == 1:
+        return (values[:, 0].index_select(0, rows.flatten()).view_as(weights) * weights).sum(dim=0)[:, None]
+    rows, weights = rows.T.contiguous(), weights.T.contiguous()
+    return nn.functional.embedding_bag(rows, values, per_sample_weights=weights, mode="sum")
 
 
 def _runs(flags: torch.Tensor, length: int, dim: int) -> torch.Tensor:

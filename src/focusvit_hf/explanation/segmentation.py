@@ -17,7 +17,7 @@ from ..segmentation_maps import UPSAMPLINGS, between_cells, segmentation_maps_of
 
 
 # Values of an opacity that are held in floating point at a time.
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**18
 # Probability over which a cut-out goes from nothing to everything.
 _SOFTNESS = 0.3
 _OVERLAY_OPACITY = 0.55
