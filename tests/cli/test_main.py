@@ -530,3 +530,13 @@ def test_demo_compares_the_preset_with_a_vit_of_its_width_and_depth():
     photograph = Image.fromarray(chelsea())
     pixels = [p(photograph, return_tensors="pt").pixel_values for p in (processor, dense_processor)]
     assert torch.equal(*pixels) and not dense_processor.do_superpixels
+
+
+def test_visualize_decodes_what_a_sheet_shows_and_the_model_sees(images):
+    large = images[0].with_name("large.jpg")
+    Image.fromarray(chelsea()).resize((3200, 2400)).save(large)
+    processor = FocusViTImageProcessor(size={"height": 224, "width": 224})
+    assert read_image(large, needed=cli_images.needed_by_drawing(processor)).size == (1600, 1200)
+    processor.size = {"height": 1024, "width": 1024}
+    assert read_image(large, needed=cli_images.needed_by_drawing(processor)).size == (3200, 2400)
+    assert cli_images.needed_by_drawing(FocusViTImageProcessor(do_resize=False)) is None

@@ -11,10 +11,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from ..errors import joined
 from ..explanation import draw_sheet, explain, predict
 from ..explanation.overlays import require_matplotlib
+from ..explanation.sheet import HIGHEST_PANEL
 from ..hub.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..image_sizes import Needed, needed_by
@@ -109,10 +111,10 @@ def opened(
 
 
 def answers(
-    paths: Sequence[Path], failures: Failures, answer: Callable[[Image.Image], Answer]
+    paths: Sequence[Path], failures: Failures, answer: Callable[[Image.Image], Answer], needed: Needed | None = None
 ) -> Iterator[tuple[Path, Answer]]:
     """What `answer` makes of each image; one that cannot be read or that it refuses is kept in `failures`."""
-    for path, image in opened(paths, failures):
+    for path, image in opened(paths, failures, needed):
         try:
             with told_of(str(path)):
                 found = answer(image)
@@ -242,7 +244,8 @@ def visualize(arguments: argparse.Namespace) -> int:
     model, image_processor = load_checkpoint(arguments.model, arguments.num_superpixels)
     model.to(arguments.device)
     failures, rows, titles = Failures(), [], []
-    for path, explanation in answers(paths, failures, partial(explain, model, image_processor)):
+    needed = needed_by_drawing(image_processor)
+    for path, explanation in answers(paths, failures, partial(explain, model, image_processor), needed):
         if as_file:
             rows.append(explanation)
             titles.append(path.name)
@@ -253,6 +256,16 @@ def visualize(arguments: argparse.Namespace) -> int:
         write_png(out, draw_sheet(rows, titles))
         print(f"wrote {printable(str(out))}")
     return SOME_FAILED if failures else 0
+
+
+def needed_by_drawing(image_processor: FocusViTImageProcessor) -> Needed | None:
+    """What a sheet shows of an image and the model sees of it, whichever is more; None where all pixels are needed."""
+    seen = needed_by(image_processor)
+    if seen is None:
+        return None
+    edges = [edge for edge in dict(seen.size).values() if edge]
+    # A decoder leaves twice of what it is told.
+    return Needed(SizeDict(shortest_edge=max(HIGHEST_PANEL // 2, *edges)))
 
 
 def _check_drawings(out: Path, paths: Sequence[Path], names: dict[Path, str]) -> None:

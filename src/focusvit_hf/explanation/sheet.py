@@ -13,7 +13,7 @@ from .overlays import draw_borders, draw_heat, draw_kept, require_matplotlib
 
 
 # In pixels: how high an image is drawn; then what surrounds it, and the size of type, beside an image of up to 400.
-_LOWEST, _HIGHEST = 320, 1080
+_LOWEST, HIGHEST_PANEL = 320, 1080
 _GAP, _HEAD, _FOOT, _TYPE = 18, 36, 34, 17
 _NARROWEST_COLUMN = 220
 _DPI = 100
@@ -123,8 +123,8 @@ def _fit(texts: Sequence[Any], width: int, renderer: Any) -> None:
 
 def _at_panel_size(image: Image.Image) -> Image.Image:
     """Shrinks an image higher than a panel may be, enlarges one lower than a panel has to be."""
-    if image.height > _HIGHEST:
-        width = max(1, round(image.width * _HIGHEST / image.height))
-        return image.resize((width, _HIGHEST), Image.Resampling.LANCZOS)
+    if image.height > HIGHEST_PANEL:
+        width = max(1, round(image.width * HIGHEST_PANEL / image.height))
+        return image.resize((width, HIGHEST_PANEL), Image.Resampling.LANCZOS)
     times = math.ceil(_LOWEST / image.height)
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
