@@ -42,7 +42,7 @@ AGAINST = {"packed-even": "dense-even", "packed-uneven": "padded-uneven"}
 class PaddedLayer(FocusViTSelectPackLayer):
     """The same layer with the selected tokens of each image padded to the longest, and a mask."""
 
-    def _packed(self, hidden_states: Any, normed: Any, weights: Any, selected: Any, *masks: Any) -> torch.Tensor:
+    def _packed(self, hidden_states: Any, weights: Any, selected: Any, *masks: Any) -> torch.Tensor:
         packing = Packing.of(nn.functional.pad(selected, (1, 0), value=True))
         counts = torch.tensor(packing.counts)
         there = torch.arange(int(counts.max())) < counts[:, None]
@@ -51,8 +51,9 @@ class PaddedLayer(FocusViTSelectPackLayer):
             return packed.new_zeros(*there.shape, packed.shape[-1]).index_put((there,), packed)
 
         mask = there[:, None, None].expand(-1, -1, there.shape[1], -1)
-        attended, *_ = self.attention(padded(packing.pack(normed) * packing.pack(weights)), None, mask)
-        states = self._mixed(padded(packing.pack(hidden_states)), attended)
+        states = packing.pack(hidden_states)
+        attended, *_ = self.attention(padded(self.layernorm_before(states) * packing.pack(weights)), None, mask)
+        states = self._mixed(padded(states), attended)
         return packing.scatter(states[there], hidden_states)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
@@ -70,30 +71,47 @@ class FocusViTSelectPackLayer(FocusViTLayer):
             The new states, the scores `(batch_size, T)`, which tokens were selected `(batch_size, T)` bool, and what
             the observer makes of the attention.
         """
-        normed = self.layernorm_before(hidden_states)
         first = hidden_states.shape[1] - num_tokens
-        scores = self.gate(normed[:, first:], inherited)
+        scores = self._scores(hidden_states, first, inherited)
         count = None if self.budget is None else kept_counts(num_tokens, (self.budget,))[0]
         kept = None if column_mask is None else column_mask[:, first:]
         choice = self._choice(scores, kept, count)
         selected = choice.detach() > 0.5
         weights = scores.sigmoid() * choice if self.training else scores.sigmoid()
-        weights = nn.functional.pad(weights, (first, 0), value=1.0).to(normed.dtype)[..., None]
+        weights = nn.functional.pad(weights, (first, 0), value=1.0).to(hidden_states.dtype)[..., None]
         observed = None
         if observer is not None or (count is None and self.attention.config._attn_implementation == "eager"):
             # Whoever asks for the map of attention gets that of all tokens, at the cost of a dense layer.
             there = nn.functional.pad(selected, (first, 0), value=True)
             columns = there.to(torch.float32) if column_mask is None else there * column_mask
-            attended, _, observed = self.attention(normed * weights, None, attention_mask, columns, observer, **kwargs)
+            weighed = self.layernorm_before(hidden_states) * weights
+            attended, _, observed = self.attention(weighed, None, attention_mask, columns, observer, **kwargs)
             states = self._mixed(hidden_states, attended)
             hidden_states = torch.where(there[..., None], states, hidden_states)
         elif count is not None:
             hidden_states = self._gathered(
-                hidden_states, normed * weights, choice, count, first, attention_mask, column_mask, **kwargs
+                hidden_states, weights, choice, count, first, attention_mask, column_mask, **kwargs
             )
         else:
-            hidden_states = self._packed(hidden_states, normed, weights, selected, attention_mask, column_mask)
+            hidden_states = self._packed(hidden_states, weights, selected, attention_mask, column_mask)
         return hidden_states, scores, selected, observed
+
+    def _scores(self, hidden_states: torch.Tensor, first: int, inherited: torch.Tensor | None) -> torch.Tensor:
+        """
+        s of the tokens behind the first ones. The norm of all tokens is computed again for the gradient, since keeping
+        it would take a third of what the layer keeps for the tokens that it selects.
+        """
+
+        def scored(states: torch.Tensor, inherited: torch.Tensor | None) -> torch.Tensor:
+            scores: torch.Tensor = self.gate(self.layernorm_before(states)[:, first:], inherited)
+            return scores
+
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return scored(hidden_states, inherited)
+        kept: torch.Tensor = checkpoint(
+            scored, hidden_states, inherited, use_reentrant=False, preserve_rng_state=False
+        )
+        return kept
 
     def _choice(self, scores: torch.Tensor, kept: torch.Tensor | None, count: int | None) -> torch.Tensor:
         """1 for tokens that are selected, 0 for the others, `(batch_size, T)`; in training it carries a gradient."""
@@ -112,7 +130,6 @@ class FocusViTSelectPackLayer(FocusViTLayer):
     def _packed(
         self,
         hidden_states: torch.Tensor,
-        normed: torch.Tensor,
         weights: torch.Tensor,
         selected: torch.Tensor,
         attention_mask: torch.Tensor | None,
@@ -132,15 +149,14 @@ class FocusViTSelectPackLayer(FocusViTLayer):
             there = column_mask.clamp(min=0.5).log()
             bias = there if bias is None else bias + there
         states = packing.pack(hidden_states)
-        attended = self.attention.packed(
-            packing.pack(normed) * packing.pack(weights), packing, None if bias is None else packing.pack(bias)
-        )
+        weighed = self.layernorm_before(states) * packing.pack(weights)
+        attended = self.attention.packed(weighed, packing, None if bias is None else packing.pack(bias))
         return packing.scatter(self._mixed(states, attended, packing), hidden_states)
 
     def _gathered(
         self,
         hidden_states: torch.Tensor,
-        weighed: torch.Tensor,
+        weights: torch.Tensor,
         choice: torch.Tensor,
         count: int,
         first: int,
@@ -156,8 +172,10 @@ class FocusViTSelectPackLayer(FocusViTLayer):
         if attention_mask is not None:
             mask = gather_tokens(attention_mask[:, 0, 0], places)[:, None, None].expand(-1, -1, first + count, -1)
         columns = None if column_mask is None else gather_tokens(column_mask, places)
-        attended, *_ = self.attention(gather_tokens(weighed, places), None, mask, columns, **kwargs)
-        states = self._mixed(gather_tokens(hidden_states, places), attended)
+        states = gather_tokens(hidden_states, places)
+        weighed = self.layernorm_before(states) * gather_tokens(weights, places)
+        attended, *_ = self.attention(weighed, None, mask, columns, **kwargs)
+        states = self._mixed(states, attended)
         index = places[..., None].expand(-1, -1, hidden_states.shape[2])
         return hidden_states.scatter(1, index, states.to(hidden_states.dtype))
 
