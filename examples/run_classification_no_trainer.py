@@ -187,6 +187,8 @@ class Loop:
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         labels, view = batch.pop("labels"), view_of(batch)
+        if self.setup.distillation is not None:
+            batch = self.setup.distillation.with_selection(batch)
         with self.setup.elastic.drawn(self.step) if self.setup.elastic else nullcontext():
             outputs = self.model(**batch)
         self.selected.add(outputs)

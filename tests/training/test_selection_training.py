@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import run_classification
 import run_classification_no_trainer
@@ -19,6 +20,7 @@ from focusvit_hf.training.augmentation import AugmentationConfig
 from focusvit_hf.training.data_collator import FocusViTDataCollator
 from focusvit_hf.training.segmentation_collator import SegmentationDataCollator
 from focusvit_hf.training.selection import SelectionColumn
+from focusvit_hf.training.selection_teacher import attended_masks
 
 
 SPA = {
@@ -313,7 +315,10 @@ def test_the_gates_of_a_segmenter_learn(annotated, tmp_path, source):
     [
         ({"selection_column_name": "boxes"}, "expected a column 'boxes' .* in the split 'train'"),
         ({**BOXES, "config": {"layer_types": ["full_attention"] * 2}}, "with layers of 'select_pack_attention'"),
-        ({"config": {"select_supervision": "teacher", "select_budget": 0.5}}, "expected --selection_column_name"),
+        (
+            {"config": {"select_supervision": "teacher", "select_budget": 0.5}},
+            "expected --teacher_model_name_or_path, or --sel",
+        ),
         ({"selection_column_name": "objects", "selection_format": "corners"}, "boxes inside the image|ends behind"),
         ({"selection_column_name": "objects"}, "expected .*"),
     ],
@@ -334,3 +339,44 @@ def test_rows_without_a_mask_are_refused_before_training(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-00000.parquet")
     with pytest.raises(ValueError, match=r"in every row of the column 'objects' .* got none in row 1"):
         run_classification.main(command(tmp_path, tmp_path / "run", **BOXES))
+
+
+# A teacher.
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A ViT of 4 x 4 patches that tells the blobs' classes apart."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**sizes, image_size=32, patch_size=8, id2label=dict(enumerate(NAMES)), initializer_range=0.5)
+    folder = tmp_path_factory.mktemp("teacher")
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_says_what_its_class_token_attends_to(teacher):
+    model = ViTForImageClassification.from_pretrained(teacher).eval()
+    pixels = torch.randn(3, 3, 32, 32)
+    masks = attended_masks(model, pixels, 0.25, (64, 64))
+    maps = model(pixels, output_attentions=True).attentions[-1]
+    for image in range(3):
+        attended = sum(head[0, 1:] for head in maps[image])
+        largest = attended.topk(4).indices.tolist()
+        for patch in range(16):
+            top, left = 16 * (patch // 4), 16 * (patch % 4)
+            assert (masks[image, top : top + 16, left : left + 16] == (patch in largest)).all()
+    with pytest.raises(ValueError, match=r"expected a ViT of Transformers as the teacher .* got Linear"):
+        attended_masks(torch.nn.Linear(2, 2), pixels, 0.25, (64, 64))
+
+
+@pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"])
+def test_gates_learn_from_a_teacher(annotated, teacher, tmp_path, script):
+    found = []
+    for name, alpha in (("little", 1e-6), ("much", 10.0)):
+        config = {"select_supervision": "teacher", "select_budget": 0.25, "select_threshold": 0.5}
+        options = {"teacher_model_name_or_path": teacher, "augmentation": None}
+        script.main(command(annotated, tmp_path / name, config={**config, "select_alpha": alpha}, **options))
+        found.append(gates(tmp_path / name))
+    assert all(not torch.equal(weight, found[1][name]) for name, weight in found[0].items())

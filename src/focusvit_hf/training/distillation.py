@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..configuration_focusvit import FocusViTConfig
 from ..image_sizes import fixed_size
+from .selection_teacher import attended_masks
 from .sparsification import token_distillation_loss
 from .teacher_bank import TeacherBank
 
@@ -136,6 +137,7 @@ class Distillation:
         if token_weight:
             _check_tokens(teacher, config)
         self.token_weight, self._num_tokens = token_weight, config.num_tokens
+        self._selected = config.select_budget if config.select_supervision == "teacher" else None
         self.num_labels = len(config.id2label or {})
         self.classes = None if classes is None else _checked_classes(classes, self.num_labels)
         if isinstance(teacher, PreTrainedModel):
@@ -175,14 +177,7 @@ class Distillation:
     @torch.no_grad()
     def _told(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The teacher's logits, and where they have a weight its tokens behind class token and registers."""
-        device = pixel_values.device
-        pixels = pixel_values.float() * self._scale.to(device) + self._shift.to(device)
-        if self.size is not None and tuple(pixels.shape[-2:]) != self.size:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        if isinstance(self.teacher, nn.Module):
-            self.teacher.to(device)
-            # A module without parameters takes what it is given.
-            pixels = pixels.to(next(self.teacher.parameters(), pixels).dtype)
+        pixels = self._prepared(pixel_values)
         tokens: list[torch.Tensor] = []
         named = isinstance(self.teacher, PreTrainedModel)
         with self._watched(tokens):
@@ -198,6 +193,30 @@ class Distillation:
                 "--teacher_classes chooses among a teacher's classes"
             )
         return logits if self.classes is None else logits[:, self.classes], tokens[0] if tokens else None
+
+    def _prepared(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The student's images as the teacher takes them, which follows them to their device."""
+        device = pixel_values.device
+        pixels = pixel_values.float() * self._scale.to(device) + self._shift.to(device)
+        if self.size is not None and tuple(pixels.shape[-2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.to(device)
+            # A module without parameters takes what it is given.
+            pixels = pixels.to(next(self.teacher.parameters(), pixels).dtype)
+        return pixels
+
+    def with_selection(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        What the student is given, with `selection_masks` of what the teacher looks at where its configuration has
+        `select_supervision="teacher"` and there are none, see [`~selection_teacher.attended_masks`].
+        """
+        if self._selected is None or "selection_masks" in inputs:
+            return dict(inputs)
+        pixel_values = inputs["pixel_values"]
+        size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        masks = attended_masks(self.teacher, self._prepared(pixel_values), self._selected, size)
+        return {**inputs, "selection_masks": masks}
 
     @contextlib.contextmanager
     def _watched(self, tokens: list[torch.Tensor]) -> Iterator[None]:

@@ -131,10 +131,11 @@ def selection_column(data_args: DataTrainingArguments, config: Any, args: Traini
             f"expected a model with layers of {SELECT_PACK!r} for --selection_column_name and "
             "--selection_from_labels, got one that selects nothing"
         )
-    if args.do_train and config.select_supervision == "teacher" and not given:
+    taught = given or args.teacher is not None or args.teacher_model_name_or_path is not None
+    if args.do_train and config.select_supervision == "teacher" and not taught:
         raise ValueError(
-            "expected --selection_column_name, a teacher's relevance of each pixel, with "
-            "select_supervision='teacher', got none"
+            "expected --teacher_model_name_or_path, or --selection_column_name with a teacher's relevance of each "
+            "pixel, with select_supervision='teacher', got neither"
         )
     return None if name is None else SelectionColumn(name, data_args.selection_format)
 

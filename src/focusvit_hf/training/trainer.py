@@ -152,6 +152,8 @@ class FocusViTTrainer(Trainer):
             return cast(tuple[torch.Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         inputs = dict(inputs)
         labels, view = inputs.pop("labels"), view_of(inputs)
+        if model.training and self.distillation is not None:
+            inputs = self.distillation.with_selection(inputs)
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         smoothing = self.label_smoother.epsilon if model.training and self.label_smoother is not None else 0.0
