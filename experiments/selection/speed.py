@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import write_table
+from experiments.selection.program import run_program
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.benchmark.memory import peak_memory
 from focusvit_hf.benchmark.timing import interleaved, summary
@@ -29,7 +28,6 @@ from focusvit_hf.select_pack_attention import FocusViTSelectPackLayer
 from focusvit_hf.token_packing import Packing, attend_by_image, attend_in_containers
 from focusvit_hf.token_selection import cost_share
 from focusvit_hf.transformer_layer import FocusViTLayer
-from focusvit_hf.utils.environment import environment
 
 
 SEED, BATCH, TOKENS, DEPTH = 0, 32, 196, 12
@@ -174,14 +172,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
-    parser = parser_of(__doc__)
-    add_options(parser, "tables")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    result = measured(arguments.repeats) | {"environment": environment(torch.device("cpu"), torch.float32, SEED)}
-    write_table(arguments.tables, "selection-speed", result, markdown(result))
+    run_program(__doc__, argv, "selection-speed", measured, markdown, SEED)
 
 
 if __name__ == "__main__":

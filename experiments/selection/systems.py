@@ -19,14 +19,12 @@ from typing import Any
 
 import torch
 
-from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import write_table
+from experiments.selection.program import run_program
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark.cost import model_costs
 from focusvit_hf.benchmark.memory import peak_memory
 from focusvit_hf.benchmark.timing import interleaved, summary
-from focusvit_hf.utils.environment import environment
 
 
 SEED, BATCH, SIZE, CLASSES = 0, 32, 224, 10
@@ -105,15 +103,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the comparison."""
-    parser = parser_of(__doc__)
-    add_options(parser, "tables")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    rows = measured(arguments.repeats)
-    content = {"rows": rows, "batch": BATCH, "environment": environment(torch.device("cpu"), torch.float32, SEED)}
-    write_table(arguments.tables, "selection-systems", content, markdown(rows))
+    run_program(__doc__, argv, "selection-systems", measured, markdown, SEED)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .augmentation import (
     random_mix,
     soft_targets,
 )
-from .selection import SelectionColumn, prepared_levels
+from .selection import SelectionColumn, masks_of, prepared_levels
 
 
 # Arrays that [`decode_image`] returned.
@@ -128,7 +128,7 @@ class FocusViTDataCollator:
         if config is None:
             batch = dict(processor(images, return_tensors="pt", **_DECODED))
             if masks is not None:
-                batch["selection_masks"] = prepared_levels(masks, processor)
+                batch["selection_masks"] = masks_of(prepared_levels(masks, processor))
             if not any(self.label_column in example for example in examples):
                 return batch
         labels = torch.tensor([self._label(index, example) for index, example in enumerate(examples)])
@@ -186,7 +186,7 @@ class FocusViTDataCollator:
         twice = processor.do_resize and processor.do_center_crop
         if config.crop != "random_resized" and (twice or any(array.shape[1:] != size for array in arrays)):
             arrays = processor.to_levels(arrays, **_DECODED)
-            masks = None if masks is None else list((prepared_levels(masks, processor) * 255).numpy())
+            masks = None if masks is None else prepared_levels(masks, processor)
         if size is None:
             size = arrays[0].shape[1:]
             if any(array.shape[1:] != size for array in arrays):
@@ -201,7 +201,7 @@ class FocusViTDataCollator:
         for members in groups.values():
             group, chosen = torch.from_numpy(np.stack([arrays[index] for index in members])), None
             if masks is not None:
-                chosen = torch.from_numpy(np.stack([masks[index] for index in members]).astype(np.uint8))[:, None]
+                chosen = torch.from_numpy(np.stack([masks[index] for index in members]))[:, None]
             if config.crop == "random_resized":
                 shape = config.crop_scale, config.crop_ratio
                 boxes = random_crop_boxes(len(group), (group.shape[2], group.shape[3]), *shape, self.generator)

@@ -22,7 +22,7 @@ from .augmentation import (
     random_crop_boxes,
     random_horizontal_flip,
 )
-from .selection import SelectionColumn, prepared_levels
+from .selection import SelectionColumn, masks_of, prepared_levels
 
 
 # Boxes drawn for one image, of which the first that holds a pixel that counts is taken.
@@ -104,7 +104,7 @@ class SegmentationDataCollator:
         if self.augmentation is None:
             batch = dict(self.image_processor(list(images), segmentation_maps=list(masks), return_tensors="pt"))
             if selected is not None:
-                batch["selection_masks"] = prepared_levels(selected, self.image_processor)
+                batch["selection_masks"] = masks_of(prepared_levels(selected, self.image_processor))
         else:
             levels, *others = self._augmented(images, masks, selected, self.augmentation)
             names = ("labels", "selection_masks")[: len(others)]

@@ -175,11 +175,15 @@ def require_inside(boxes: Iterable[Sequence[float]], height: int, width: int) ->
             raise ValueError(f"expected boxes inside the image of {height} x {width} pixels, got {list(box)}")
 
 
-def prepared_levels(levels: Sequence[np.ndarray], image_processor: Any) -> torch.Tensor:
-    """`selection_masks` of images that go through a processor: cropped as they are, resized to the nearest pixel."""
+def prepared_levels(levels: Iterable[np.ndarray], image_processor: Any) -> list[np.ndarray]:
+    """Masks of images that go through a processor: cropped as they are, and resized to the nearest pixel."""
     options = {name: getattr(image_processor, name) for name in ("do_resize", "size", "do_center_crop", "crop_size")}
-    masks = [prepared_mask(mask, **options, fill=0) for mask in levels]
-    return torch.from_numpy(np.stack(masks).astype(np.float32)) / 255
+    return [prepared_mask(mask, **options, fill=0).astype(np.uint8) for mask in levels]
+
+
+def masks_of(levels: Sequence[np.ndarray]) -> torch.Tensor:
+    """`selection_masks` of masks of one size in 8-bit levels: `(batch_size, height, width)` float32 in [0, 1]."""
+    return torch.from_numpy(np.stack(levels)).float() / 255
 
 
 def _annotation(value: Any) -> str | Path:
@@ -200,11 +204,16 @@ def _boxes(value: Any, column: str, kind: str) -> list[tuple[float, ...]]:
         value = value[key]
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray, torch.Tensor)):
         raise ValueError(f"expected a list of boxes in the column {column!r}, got {type(value).__name__}")
-    boxes = [tuple(box) if isinstance(box, (Sequence, np.ndarray, torch.Tensor)) else (box,) for box in value]
-    for box in boxes:
-        if len(box) != 4:
-            raise ValueError(f"expected boxes of four numbers in the column {column!r}, got {list(box)}")
-    return [tuple(box) for box in coco_boxes(boxes)] if kind == "coco" else boxes
+    boxes: list[tuple[float, ...]] = []
+    for box in value:
+        try:
+            numbers = tuple(float(number) for number in box)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != 4:
+            raise ValueError(f"expected boxes of four numbers in the column {column!r}, got {box!r:.80}")
+        boxes.append(numbers)
+    return list(coco_boxes(boxes)) if kind == "coco" else boxes
 
 
 class SelectedShare:
