@@ -14,12 +14,13 @@ from typing import Any
 
 from focusvit_hf.benchmark.report import machine
 from focusvit_hf.benchmark.result import memory_of, read_result, times_of
+from focusvit_hf.benchmark.user_rows import table as table_of_users
 from focusvit_hf.utils.files import read_json, write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each block stands in one of them.
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "speed.md", ROOT / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {"focusvit-tiny-full": "**FocusViT-tiny, full**", "focusvit-tiny-latent": "**FocusViT-tiny, latent**"}
 BATCH = 32
@@ -110,6 +111,17 @@ def superpixels(result: Mapping[str, Any]) -> str:
     )
 
 
+def users(rows: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
+    """The block `users`."""
+    place = next(iter(rows.values()))["environment"]
+    return (
+        f"{table_of_users(rows, earlier)}\n\n"
+        f"{machine(place)}, {place['threads']} threads, torch {place['torch']}, transformers {place['transformers']}, "
+        f"{place['date'][:10]}; milliseconds an image, medians of interleaved\nrounds, 224 px unless a row says "
+        "otherwise; `python benchmarks/users.py --out benchmarks/results/users-cpu.json`."
+    )
+
+
 def with_blocks(texts: Mapping[Path, str], blocks: Mapping[str, str]) -> dict[Path, str]:
     """
     The texts of documents with new blocks between their marks, `<!-- begin: name -->` and `<!-- end: name -->`.
@@ -140,6 +152,9 @@ def main() -> int:
     blocks = {
         "measured": measured(read_result(RESULTS / "cpu.json")),
         "others": others_table(read_result(RESULTS / "cpu-others.json")),
+        "users": users(
+            read_json(RESULTS / "users-cpu.json")["rows"], read_json(RESULTS / "users-cpu-before.json")["rows"]
+        ),
         "superpixels": superpixels(read_json(RESULTS / "superpixels-cpu.json")),
     }
     old = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS if path.is_file()}

@@ -36,18 +36,16 @@ from focusvit_hf.benchmark.floor import check_plausible, measure_machine, model_
 from focusvit_hf.benchmark.runtimes import write_graph
 from focusvit_hf.benchmark.subjects import batch_of, find_subject, sample_pictures
 from focusvit_hf.benchmark.timing import interleaved, summary
+from focusvit_hf.benchmark.user_rows import BATCH, FULL, LATENT, LEVIT, SUBJECTS, TITLES, VIT, Row, table
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json, write_json
 
 
-VIT, LEVIT, LATENT, FULL = SUBJECTS = ("ViT-Ti/16", "LeViT-128S", "focusvit-tiny-latent", "focusvit-tiny-full")
-BATCH = 32
 # Of one image many rounds cost little.
 SHORT, ROUNDS_OF_SHORT = 0.1, 31
 CPU = torch.device("cpu")
 # Of a phone: twelve megapixels.
 PHOTOGRAPH = (4032, 3024)
-Row = dict[str, Any]
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -211,79 +209,33 @@ def first_steps(options: argparse.Namespace) -> Row:
     """The first training step under torch.compile, compilation included, once, with an empty cache."""
     from focusvit_hf.benchmark.parts import training_step
 
+    # Seconds here: in the table they stand in the place of milliseconds.
     times = {}
     for name, subject in {VIT: VIT, LATENT: "focusvit-nano-latent", FULL: "focusvit-nano-full"}.items():
         model, processor = find_subject(subject).build(64)
         torch.compiler.reset()
         step = training_step(model, processor, torch.zeros(8, 3, 64, 64), compiled=True)
-        times[name] = summary(interleaved({"": step}, 1, 0)[""])
+        times[name] = summary(interleaved({"": step}, 1, 0)[""], 1000)
     return {"times": times, "floors": {}, "stages": {}}
 
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-# The name of each row: what it is called in the table, and how it is measured.
-ROWS: dict[str, tuple[str, Callable[[argparse.Namespace], Row]]] = {
-    "float32": (
-        f"float32, batch {BATCH}, pixels → logits",
-        lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, FLOAT32, options.repeats),
-    ),
-    "bfloat16": (
-        f"bfloat16, batch {BATCH}",
-        lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, BFLOAT16, options.repeats),
-    ),
-    "single": (
-        "float32, batch 1, eager",
-        lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats),
-    ),
-    "onnx-single": ("ONNX Runtime, batch 1", lambda options: runtime(1, options.repeats, options.exports)),
-    "onnx": (f"ONNX Runtime, batch {BATCH}", lambda options: runtime(BATCH, options.repeats, options.exports)),
-    "compiled": (
-        "`torch.compile`, batch 1",
-        lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats, compiled=True),
-    ),
-    "pipeline": (
-        f"`pipeline(images, batch_size={BATCH})`",
-        lambda options: pipelines(BATCH, options.repeats),
-    ),
-    "pipeline-single": ("`pipeline(image)`", lambda options: pipelines(1, options.repeats)),
-    "jpeg": (
-        f"JPEG 500×375 → class, batch {BATCH}",
-        lambda options: files_to_classes(batch_of(sample_pictures(), BATCH), options.repeats),
-    ),
-    "photograph": ("12-megapixel JPEG → class, one thread", of_a_phone),
-    "448": ("448 px, batch 4", lambda options: pixels_to_logits(SUBJECTS, 448, 4, FLOAT32, options.repeats)),
-    "896": ("896 px, batch 1", lambda options: pixels_to_logits(SUBJECTS, 896, 1, FLOAT32, options.repeats)),
-    "first-step": ("first compiled training step, seconds", first_steps),
+# How each row of the table is measured.
+ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
+    "float32": lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, FLOAT32, options.repeats),
+    "bfloat16": lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, BFLOAT16, options.repeats),
+    "single": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats),
+    "onnx-single": lambda options: runtime(1, options.repeats, options.exports),
+    "onnx": lambda options: runtime(BATCH, options.repeats, options.exports),
+    "compiled": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats, compiled=True),
+    "pipeline": lambda options: pipelines(BATCH, options.repeats),
+    "pipeline-single": lambda options: pipelines(1, options.repeats),
+    "jpeg": lambda options: files_to_classes(batch_of(sample_pictures(), BATCH), options.repeats),
+    "photograph": of_a_phone,
+    "448": lambda options: pixels_to_logits(SUBJECTS, 448, 4, FLOAT32, options.repeats),
+    "896": lambda options: pixels_to_logits(SUBJECTS, 896, 1, FLOAT32, options.repeats),
+    "first-step": first_steps,
 }
-
-
-def table(rows: dict[str, Row]) -> str:
-    """The rows in Markdown: milliseconds an image, how many times faster than ViT, the floor, what stands between."""
-    heads = ("path", *SUBJECTS[:2], "latent / full", "times faster", "floor", "what stands between (latent)")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, (title, _) in ROWS.items():
-        if name in rows:
-            lines.append(f"| {title} | {' | '.join(cells(rows[name]))} |")
-    return "\n".join(lines)
-
-
-def cells(row: Row) -> list[str]:
-    """What a row holds, as text."""
-    medians = {name: figures["median_ms"] for name, figures in row["times"].items()}
-    ours = f"{number(medians[LATENT])} / {number(medians[FULL])}"
-    beside = [f"{name}: {number(value)}" for name, value in medians.items() if name not in SUBJECTS]
-    ratios = " / ".join(f"{medians[VIT] / medians[name]:.1f}" for name in (LATENT, FULL))
-    floors = " / ".join(number(row["floors"][name]["floor_ms"]) for name in (LATENT, FULL) if name in row["floors"])
-    between = [f"{name} {number(value)}" for name, value in row["stages"].get(LATENT, {}).items()]
-    if row["stages"].get(LATENT) and "operations" in row["floors"][LATENT]:
-        floor = row["floors"][LATENT]
-        between.append(f"of it {floor['operations']} operations {number(floor['dispatch_ms'])}")
-    levit = number(medians[LEVIT]) if LEVIT in medians else "–"
-    return [number(medians[VIT]), levit, "; ".join((ours, *beside)), ratios, floors or "–", "; ".join(between) or "–"]
-
-
-def number(milliseconds: float) -> str:
-    return f"{milliseconds:.2f}" if milliseconds < 10 else f"{milliseconds:.1f}"
 
 
 def main() -> None:
@@ -291,14 +243,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--exports", type=Path, default=Path("graphs"), help="folder for the graphs; used again")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="by default all")
+    parser.add_argument("--rows", nargs="+", choices=TITLES, default=list(TITLES), help="by default all")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--table", action="store_true", help="only print the table of the file")
-    parser.add_argument("--alone", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--before", type=Path, help="an earlier file, whose times stand beside the new ones")
+    parser.add_argument("--alone", choices=TITLES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         torch.set_grad_enabled(options.alone == "first-step")
-        write_json(options.out, ROWS[options.alone][1](options))
+        write_json(options.out, ROWS[options.alone](options))
         return
     rows: dict[str, Row] = read_json(options.out)["rows"] if options.out.exists() else {}
     if not options.table:
@@ -309,7 +262,7 @@ def main() -> None:
             settings = environment(CPU, BFLOAT16 if name == "bfloat16" else FLOAT32, seed=0)
             rows[name]["environment"] = {**settings, "repeats": options.repeats}
             write_json(options.out, {"rows": rows})
-    print(table(rows))
+    print(table(rows, read_json(options.before)["rows"] if options.before else None))
 
 
 def measured(name: str, options: argparse.Namespace) -> Row:

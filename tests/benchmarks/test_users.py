@@ -38,6 +38,20 @@ def test_the_table_has_every_row_that_was_measured_with_floor_and_ratio(script):
     )
 
 
+def test_an_earlier_run_stands_beside(script):
+    earlier = row()
+    earlier["times"][LATENT] = figures(3.0)
+    rows = {"single": row(), "jpeg": row(), "448": row()}
+    table = script.table(rows, {"single": earlier, "448": row()}).splitlines()
+    assert "| 2.00 / 4.00 | 3.00 / 4.00 | 8.0 / 4.0 |" in table[2]
+    # Measured for the first time, and not measured again.
+    assert all("| 2.00 / 4.00 | – |" in line for line in table[3:])
+
+
+def test_every_row_of_the_table_is_measured(script):
+    assert list(script.ROWS) == list(script.TITLES)
+
+
 def test_other_ways_stand_beside_the_subjects(script):
     measured = row(floors={}, stages={})
     measured["times"][f"{LATENT} int8"] = figures(1.0)
