@@ -10,7 +10,7 @@ FocusViT computes its superpixels inside the timed region. Everyone's label map 
 from the image processor, theirs from an interpolation of all classes, as their own processors do it. What ours costs
 grows with the share of the cells that lie at a border, which each row states.
 Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 8 images; in turn, 9 rounds.
-`experiments/tables/dense-speed.json` and `.md` hold what was measured.
+`experiments/tables/dense-speed.json` and `.md` hold what was measured; `--threads N` writes `dense-speed-threads-N`.
 """
 
 from __future__ import annotations
@@ -153,10 +153,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     add_options(parser, "tables")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
     arguments = parser.parse_args(argv)
+    stem = "dense-speed"
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+        stem += f"-threads-{arguments.threads}"
     rows = measured(arguments.repeats)
     content = {"rows": rows, "environment": environment(torch.device("cpu"), torch.float32)}
-    write_table(arguments.tables, "dense-speed", content, markdown(rows))
+    write_table(arguments.tables, stem, content, markdown(rows))
 
 
 if __name__ == "__main__":
