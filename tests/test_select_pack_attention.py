@@ -1,6 +1,7 @@
 """Layers and models of select-and-pack attention, against one image at a time."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from focusvit_hf import (
     token_packing,
 )
 from focusvit_hf.select_pack_attention import FocusViTSelectPackLayer
-from focusvit_hf.token_selection import budget_loss, cost_share, largest_share, region_means, region_saliency
+from focusvit_hf.token_selection import (
+    affordable_tokens,
+    budget_loss,
+    cost_share,
+    largest_share,
+    region_means,
+    region_saliency,
+)
 from saved import saved_and_loaded
 from spa import plain_layer
 
@@ -298,7 +306,25 @@ def test_the_cost_of_a_layer_is_that_of_its_products():
     found = float(cost_share(torch.tensor([3.0]), 10, 1, 8, 16))
     cost = [n * (4 * 64 + 2 * 8 * 16) + 2 * 8 * n * n for n in (4, 11)]
     assert found == pytest.approx(cost[0] / cost[1])
-    assert float(budget_loss([torch.tensor([0.2, 0.4]), torch.tensor([0.5, 0.5])], 0.3)) == pytest.approx(0.01)
+    assert affordable_tokens(found, 10, 1, 8, 16) == pytest.approx(3)
+    assert affordable_tokens(1.0, 10, 1, 8, 16) == pytest.approx(10)
+    assert affordable_tokens(1e-6, 10, 1, 8, 16) == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_budget_is_the_cross_entropy_with_the_highest_scores_of_the_batch(masked):
+    scores = torch.randn(3, 7, requires_grad=True)
+    there = (torch.rand(3, 7) < 0.7).float() if masked else None
+    shifted = [float(score) - math.log(0.2 / 0.8) for score in scores.detach().flatten()]
+    can = [True] * 21 if there is None else [bool(value) for value in there.flatten()]
+    best = sorted((index for index in range(21) if can[index]), key=lambda index: -shifted[index])[:6]
+    losses = [
+        math.log1p(math.exp(-logit if index in best else logit)) for index, logit in enumerate(shifted) if can[index]
+    ]
+    found = budget_loss(scores, 2.0, 0.2, there)
+    assert float(found.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    found.backward()
+    assert ((scores.grad != 0).flatten().tolist()) == can
 
 
 @pytest.mark.parametrize("supervision", ["budget", "saliency"])

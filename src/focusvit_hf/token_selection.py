@@ -3,14 +3,14 @@ Which tokens a layer of select-and-pack attention (SPA, arXiv 2410.23608) select
 of what matters in an image, a saliency, or a share of FLOPs.
 """
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import nn
 
 from .regions import Regions
 from .sparsification_options import kept_counts
-from .token_choice import largest, straight_through
+from .token_choice import largest
 
 
 # A new gate lets nearly everything through, sigmoid(4) = 0.98, so that a trained ViT is nearly what it was.
@@ -103,11 +103,34 @@ def cost_share(
     return now * (by_token + 2 * hidden_size * now) / (then * (by_token + 2 * hidden_size * then))
 
 
-def budget_loss(shares: Sequence[torch.Tensor], budget: float) -> torch.Tensor:
-    """The squared distance of the mean cost of a batch, over its images and its layers, from the `budget`."""
-    return (torch.stack([share.mean() for share in shares]).mean() - budget).square()
+def affordable_tokens(budget: float, num_tokens: int, others: int, hidden_size: int, intermediate_size: int) -> float:
+    """How many of N tokens an image may select so that [`cost_share`] is the `budget`: its inverse, in 0..N."""
+    by_token, by_pair = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size, 2 * hidden_size
+    then = num_tokens + others
+    cost = budget * then * (by_token + by_pair * then)
+    now = (math.sqrt(by_token**2 + 4 * by_pair * cost) - by_token) / (2 * by_pair)
+    return min(max(now - others, 0.0), float(num_tokens))
 
 
-def selected_softly(scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """What inference selects, 0 or 1 up to rounding, with the gradient of the scores' sigmoid: `(batch_size, T)`."""
-    return straight_through(scores.float().sigmoid(), threshold)
+def budget_loss(
+    scores: torch.Tensor, count: float, threshold: float = 0.5, there: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    What holds a gate to a budget: the cross entropy with its own choice of the highest scores of the whole batch, as
+    many as the budget affords. An image may have more of them than another. A loss of the share alone lets one layer
+    select all tokens and another none, with all scores at the threshold.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, T)`): Logits.
+        count (`float`): How many tokens of each image are selected, on the average.
+        threshold (`float`, *optional*, defaults to 0.5): The sigmoid from which on a token is selected.
+        there (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*):
+            1 for tokens that can be selected, 0 for others; by default all can be.
+    """
+    logits = (scores.float() - math.log(threshold / (1 - threshold))).flatten()
+    weights = torch.ones_like(logits) if there is None else there.detach().to(logits).flatten()
+    wanted = round(count * scores.shape[0])
+    # Before any other come the tokens that are there, whatever their scores.
+    chosen = largest((logits.detach().sigmoid() + weights)[None], wanted)[0] * weights
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, chosen, reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp(min=1)
