@@ -2,7 +2,7 @@
 A pupil as a folder to ship, in float16 and with its card; a dense one becomes a plain ViT of Transformers.
 
     python -m experiments.teacher.keep runs/vit-tiny model_cards/vit-tiny-imagenette
-    python -m experiments.teacher.keep runs/focusvit-tiny model_cards/focusvit-tiny-imagenette-taught
+    python -m experiments.teacher.keep runs/mixed model_cards/focusvit-tiny-imagenette-taught
 
 The ViT gives the pupil's logits to 1e-4 before it is rounded to float16, which is checked, and the folder is measured
 again on the test split as a user would load it.
@@ -90,9 +90,11 @@ when training had ended. The figures are those of the weights in this folder, in
 {teacher:.4f} on the same images, and both give the same class for {agreement:.4f} of them.
 
 **Taught, not trained from scratch**: the model learned from 5,000 training images, and from the answers of
-EfficientNet-lite0 (`{teacher_name}`, Apache-2.0) for 16 augmented views of each. That teacher was trained on ImageNet,
+EfficientNet-lite0 (`{teacher_name}`, Apache-2.0) for {views}. That teacher was trained on ImageNet,
 of which Imagenette is a part; it has probably seen these images, the test images among them, with their labels.
 """
+# Before it learned from new views.
+EARLIER = ", after {epochs} epochs on fixed views of each image"
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
@@ -183,12 +185,18 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     given = {"num_train_epochs": len(log["history"]), "per_device_train_batch_size": recipe["batch_size"]}
     given |= {key: recipe[key] for key in ("learning_rate", "weight_decay", "ema_decay", "seed")}
     given |= {"bf16": True, "teacher_model_name_or_path": NAME}
-    run = "python -m experiments.teacher.train experiments/teacher"
+    run, bank = "python -m experiments.teacher.train experiments/teacher", "--bank runs/teacher-bank"
+    command = f"{run}/focusvit-tiny.json {bank} --out runs/focusvit-tiny"
+    views = f"{recipe['views']} augmented views of each"
+    if not recipe["views"]:
+        views = f"views drawn anew at every step, {recipe['mix']:.0%} of the batches mixed by mixup or cutmix"
+        views += EARLIER.format(epochs=len(log["earlier"])) if log["earlier"] else ""
+        command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed"
     record = TrainingRecord(
         dataset="Imagenette, a balanced part at 224 px",
         dataset_id="frgfm/imagenette",
         license="apache-2.0",
-        command=f"{run}/focusvit-tiny.json --bank runs/teacher-bank --out runs/focusvit-tiny",
+        command=command,
         pictures={"train": 5000, "test": images},
         evaluation_split="test",
         figures={key: value for key, value in log["figures"].items() if key.startswith("test_")},
@@ -200,11 +208,11 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    return before + TAUGHT.format(**told, teacher_name=NAME) + "\n## Model\n" + head + LIMITS + licence
+    return before + TAUGHT.format(**told, teacher_name=NAME, views=views) + "\n## Model\n" + head + LIMITS + licence
 
 
 def _seconds(log: Mapping[str, Any]) -> float:
-    return sum(entry["seconds"] for entry in log["history"])
+    return sum(entry["seconds"] for entry in (*log.get("earlier", []), *log["history"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

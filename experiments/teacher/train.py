@@ -24,7 +24,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
@@ -304,9 +304,12 @@ def run(
     state = State(pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
+    earlier = [] if begin is None else read_json(begin / LOG_FILE)["history"]
     if (out / STATE_FILE).is_file():
-        if read_json(out / LOG_FILE)["settings"] != settings:
+        log = read_json(out / LOG_FILE)
+        if log["settings"] != settings:
             raise ValueError(f"expected the recipe of {out / LOG_FILE}, got another; choose another --out")
+        earlier = log["earlier"]
         state.load(out / STATE_FILE)
     while state.epoch < recipe.epochs:
         train_epoch(recipe, state, teaching, pictures.labels, rows)
@@ -318,19 +321,17 @@ def run(
         print({name: round(value, 4) for name, value in state.history[-1].items()}, flush=True)
         if isinstance(teaching, Teaching):
             teaching.bank.flush()
-        write_json(out / LOG_FILE, {"settings": settings, "history": state.history})
+        write_json(out / LOG_FILE, {"settings": settings, "earlier": earlier, "history": state.history})
         state.save(out / STATE_FILE)
-    return finish(state, settings, out, teaching, split, data)
+    figures = finish(state, out, teaching, split, data)
+    write_json(
+        out / LOG_FILE, {"settings": settings, "earlier": earlier, "history": state.history, "figures": figures}
+    )
+    print(figures, flush=True)
+    return figures
 
 
-def finish(
-    state: State,
-    settings: Mapping[str, Any],
-    out: Path,
-    teaching: Teaching | MixedTeaching,
-    split: str,
-    data: Path,
-) -> dict[str, Any]:
+def finish(state: State, out: Path, teaching: Teaching | MixedTeaching, split: str, data: Path) -> dict[str, Any]:
     """Saves the averaged model with its processor, and measures it on the test split where nothing was held out."""
     model = state.pupil.model
     figures: dict[str, Any] = {}
@@ -348,8 +349,6 @@ def finish(
             }
         model.save_pretrained(out)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(out)
-    write_json(out / LOG_FILE, {"settings": settings, "history": state.history, "figures": figures})
-    print(figures, flush=True)
     return figures
 
 

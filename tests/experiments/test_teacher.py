@@ -181,6 +181,11 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     assert log["figures"]["test_accuracy"] == accuracy <= log["figures"]["test_top_5_accuracy"]
     processor = FocusViTImageProcessor.from_pretrained(tmp_path / "focusvit-mine")
     assert processor.num_superpixels == 9
+    model = FocusViTForImageClassification.from_pretrained(tmp_path / "focusvit-mine")
+    log["settings"]["recipe"] |= {"views": 0, "mix": 0.7}
+    card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": log["history"]}, 7).split())
+    told = "views drawn anew at every step, 70% of the batches mixed by mixup or cutmix, after 1 epochs on fixed views"
+    assert told in card and "focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed" in card
 
 
 MIXED = {**RECIPE, "stages": [[112, 2]], "views": 0, "mix": 0.5, "teacher_size": 96, "guidance": 0}
@@ -241,6 +246,8 @@ def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_int
     assert train.run(recipe, tmp_path / "killed", None, "test", 1) == figures
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    log = json.loads((tmp_path / "killed" / "log.json").read_text())
+    assert [len(log[part]) for part in ("earlier", "history")] == [1, 2]
 
 
 def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
