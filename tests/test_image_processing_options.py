@@ -372,12 +372,18 @@ def test_the_code_can_be_shipped_with_a_checkpoint():
     siblings = {Path(name).name for name in get_relative_import_files(file)}
     assert siblings == {
         "cielab.py",
+        "configuration_focusvit.py",
         "errors.py",
+        "guided_upsampling.py",
         "image_sizes.py",
         "images.py",
         "lay_back.py",
+        "pipeline_maps.py",
         "regions.py",
         "segmentation_maps.py",
+        "segmentation_options.py",
+        "selection_options.py",
+        "sparsification_options.py",
         "superpixel_maps.py",
         "superpixel_options.py",
         "superpixels.py",

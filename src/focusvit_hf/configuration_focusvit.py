@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 from transformers.activations import ACT2FN
@@ -338,9 +339,10 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __getattribute__(self, name: str) -> Any:
         # The library looks each name up in two tables first, a microsecond and a half, and its pipeline asks for the
-        # names of a thousand classes one by one for every image. Of all other names torch.compile follows the
-        # library's way alone.
-        return object.__getattribute__(self, name) if name == "id2label" else super().__getattribute__(name)
+        # names of a thousand classes one by one for every image. torch.compile follows the library's way alone.
+        if name == "id2label" and not torch.compiler.is_compiling():
+            return object.__getattribute__(self, name)
+        return super().__getattribute__(name)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -76,8 +76,9 @@ def test_both_scripts_draw_alike_and_in_training_alone(blob_dir, tmp_path, monke
         seen.clear()
         runs[script] = tmp_path / script.__name__
         script.main([*flags(blob_dir, runs[script], eval_strategy="steps", eval_steps=2, ema_decay=0.9), *drawn])
-        # In evaluation the image processor computes them.
-        assert seen == expected
+        assert [draw for draw in seen if draw[0]] == expected
+        # In evaluation the image processor computes them, but in the pipeline that measures what was saved the model.
+        assert {num_superpixels for training, num_superpixels in seen if not training} == {16}
         assert FocusViTConfig.from_pretrained(runs[script]).num_superpixels == 16
     assert losses(runs[run_classification]) == pytest.approx(losses(runs[run_classification_no_trainer]), abs=1e-4)
 

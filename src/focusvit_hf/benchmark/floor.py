@@ -79,8 +79,11 @@ def model_floor(model: Any, pixel_values: torch.Tensor, machine: Machine) -> dic
     # Of a copy, since LeViT keeps tables of the type in which it ran last.
     flops = model_costs(deepcopy(model).float(), pixel_values.shape[-1])["flops"]
     moved = sum(weight.nbytes for weight in model.parameters()) / batch + pixel_values[0].nbytes
-    with OperationCounter() as counter, torch.no_grad():
+    with torch.no_grad():
+        # The first pass also makes the tables that later ones look up.
         model(pixel_values)
+        with OperationCounter() as counter:
+            model(pixel_values)
     floor = {
         "mflop": flops / 1e6,
         "megabytes": moved / 1e6,
