@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from focusvit_hf import FocusViTForImageClassification, convert_vit_checkpoint
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, convert_vit_checkpoint
+from focusvit_hf.benchmark.cost import count_flops
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.conversion.cost import cost_note, flops_of_an_image
 from vits import make_vit
@@ -93,3 +94,11 @@ def test_the_command_gives_a_faster_model_at_once(vit, tmp_path, capsys):
     assert main(["convert", source, str(tmp_path / "d"), "--keep-ratio", "2"]) == 2
     assert "Expected keep_ratio in (0, 1], got 2.0" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
+
+
+def test_the_cost_of_a_convolutional_stem_is_counted():
+    config = FocusViTConfig.from_preset("focusvit-nano", patch_pooling="grid")
+    side = config.image_height_and_width[0]
+    assert flops_of_an_image(config) == count_flops(FocusViTForImageClassification(config), side) > 0
+    # As many superpixels cost what tiles cost; computing them takes no products of weights.
+    assert flops_of_an_image(FocusViTConfig.from_preset("focusvit-nano")) == flops_of_an_image(config)

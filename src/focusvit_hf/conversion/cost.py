@@ -15,7 +15,7 @@ def flops_of_an_image(config: FocusViTConfig) -> int:
     # Computing superpixels costs no matrix products.
     fed = FocusViTConfig.from_dict(config.to_dict(), patch_pooling=_without_map(config), attn_implementation="eager")
     with torch.device("meta"):
-        model = FocusViTForImageClassification(fed).eval()
+        model = FocusViTForImageClassification(fed).eval().requires_grad_(False)
     # On no device but a CPU the sums over regions are products with a one-hot matrix, which nobody pays for here.
     model.to_empty(device="cpu")
     for tensor in model.state_dict().values():
