@@ -29,6 +29,7 @@ from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.results import Beginning, folder_of, runs_left, write_result
 from experiments.selection.composites import composites
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.token_choice import largest
 from focusvit_hf.token_selection import cost_share
 
 
@@ -80,8 +81,7 @@ def select_at_random(model: FocusViTForImageClassification) -> None:
 
     def choose(index: int, scores: torch.Tensor, kept: torch.Tensor | None, count: int | None) -> torch.Tensor:
         if index == FIRST:
-            order = torch.rand(scores.shape).topk(count or 1, dim=1).indices
-            drawn["choice"] = torch.zeros(scores.shape).scatter(1, order, 1.0)
+            drawn["choice"] = largest(torch.rand(scores.shape), count or 1)
         return drawn["choice"] + 0 * scores
 
     for index in range(FIRST, DEPTH):

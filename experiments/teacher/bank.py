@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +63,24 @@ def draw_views(images: torch.Tensor, indices: Sequence[int], views: Sequence[int
     return result.mul_(2).sub_(1)
 
 
+class Lesson(NamedTuple):
+    """
+    A batch of views and what a pupil learns of them.
+
+    Args:
+        pixels (`torch.FloatTensor` of shape `(batch_size, 3, size, size)`): In -1..1.
+        logits (`torch.FloatTensor` of shape `(batch_size, 1000)`): The teacher's.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): None where images are mixed.
+        places (`torch.FloatTensor` of shape `(batch_size, 49, 64)`, *optional*):
+            The teacher's map on its main axes, where it is kept.
+    """
+
+    pixels: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor | None
+    places: torch.Tensor | None = None
+
+
 class Teaching:
     """
     The teacher with its bank.
@@ -75,7 +94,7 @@ class Teaching:
     def __init__(self, folder: Path, images: torch.Tensor, num_views: int):
         header = {"teacher": NAME, "axes": NUM_AXES, "crop": CROP["scale"], "jitter": JITTER, "seed": SEED}
         header = {name: list(value) if isinstance(value, tuple) else value for name, value in header.items()}
-        self.images = images
+        self.images, self.num_views = images, num_views
         self.bank = TeacherBank(folder / "answers", header, len(images), num_views, WIDTH)
         self._teacher: EfficientNetLite0 | None = None
         axes = folder / AXES_FILE
@@ -121,6 +140,16 @@ class Teaching:
 
         answers = self.bank.answers(indices, views, told)
         return answers[:, :NUM_LOGITS], answers[:, NUM_LOGITS:].unflatten(1, (PLACES, NUM_AXES))
+
+    def lesson(self, indices: torch.Tensor, labels: torch.Tensor, epoch: int, size: int) -> Lesson:
+        """The view of an epoch, counted from 0, of the images numbered `indices`, and what is told of it."""
+        views = torch.full_like(indices, epoch % self.num_views)
+        logits, places = self.answers(indices, views)
+        return Lesson(draw_views(self.images[indices], indices.tolist(), views.tolist(), size), logits, labels, places)
+
+    def keep(self) -> None:
+        """Brings the answers of an epoch to the disk."""
+        self.bank.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

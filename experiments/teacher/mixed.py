@@ -12,7 +12,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from experiments.teacher.bank import JITTER
+from experiments.teacher.bank import JITTER, Lesson
 from experiments.teacher.efficientnet import SIZE, EfficientNetLite0
 from focusvit_hf.training.augmentation import (
     AugmentationConfig,
@@ -45,16 +45,8 @@ class MixedTeaching:
         self._mix = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=mix)
 
     @torch.no_grad()
-    def lesson(
-        self, indices: torch.Tensor, labels: torch.Tensor, size: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """
-        New views of the images numbered `indices`, drawn by torch's generator.
-
-        Returns:
-            Pixels `(batch_size, 3, size, size)` in -1..1; the teacher's logits `(batch_size, 1000)`; the labels
-            `(batch_size,)`, or None where the batch is mixed.
-        """
+    def lesson(self, indices: torch.Tensor, labels: torch.Tensor, epoch: int, size: int) -> Lesson:
+        """New views of the images numbered `indices`, drawn by torch's generator, whatever the epoch."""
         views = random_resized_crop(self.images[indices], (SIZE, SIZE), CROP_SCALE, dtype=torch.float32)
         views = color_jitter(random_horizontal_flip(views), *JITTER)
         # A place in the batch stands for a class, so that the mix tells whether it took place.
@@ -68,4 +60,7 @@ class MixedTeaching:
             for side in (self.teacher_size, size)
         )
         logits = self._asked(seen.to(torch.bfloat16)).float()
-        return own, logits, labels if torch.equal(shares, places) else None
+        return Lesson(own, logits, labels if torch.equal(shares, places) else None)
+
+    def keep(self) -> None:
+        """Nothing is kept of an epoch: no view comes again."""

@@ -37,7 +37,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
-from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES, Teaching, draw_views
+from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES, Teaching
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
 from experiments.teacher.mixed import MixedTeaching
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
@@ -233,14 +233,7 @@ def train_epoch(
     for number, indices in enumerate(batches):
         for group in state.optimizer.param_groups:
             group["lr"] = rate(recipe, state.epoch + number / len(batches))
-        told: torch.Tensor | None = labels[indices]
-        places: torch.Tensor | None = None
-        if isinstance(teaching, MixedTeaching):
-            pixels, logits, told = teaching.lesson(indices, labels[indices], size)
-        else:
-            views = torch.full_like(indices, state.epoch % recipe.views)
-            logits, places = teaching.answers(indices, views)
-            pixels = draw_views(teaching.images[indices], indices.tolist(), views.tolist(), size)
+        pixels, logits, told, places = teaching.lesson(indices, labels[indices], state.epoch, size)
         with torch.autocast("cpu", torch.bfloat16):
             outputs = state.pupil(pixels)
         parts = losses(recipe, outputs, told, logits, places)
@@ -319,8 +312,7 @@ def run(
                 logits = measure(pupil.model, pictures.images[held_out], recipe.size(state.epoch - 1))
             state.history[-1]["held_out"] = float((logits.argmax(1) == pictures.labels[held_out]).float().mean())
         print({name: round(value, 4) for name, value in state.history[-1].items()}, flush=True)
-        if isinstance(teaching, Teaching):
-            teaching.bank.flush()
+        teaching.keep()
         write_json(out / LOG_FILE, {"settings": settings, "earlier": earlier, "history": state.history})
         state.save(out / STATE_FILE)
     figures = finish(state, out, teaching, split, data)

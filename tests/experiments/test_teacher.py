@@ -197,15 +197,15 @@ def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pup
     torch.manual_seed(0)
     for share in (0.0, 1.0):
         teaching = mixed.MixedTeaching(images, share, 224)
-        lessons = [teaching.lesson(indices, labels, 224) for _ in range(4)]
-        for pixels, logits, told in lessons:
+        lessons = [teaching.lesson(indices, labels, 0, 224) for _ in range(4)]
+        for pixels, logits, told, _ in lessons:
             assert pixels.shape == (3, 3, 224, 224) and pixels.abs().max() <= 1
             assert (told is labels) if share == 0 else (told is None)
             torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
         assert not torch.equal(lessons[0][0], lessons[1][0])
     # It sees the same images at its own size.
     teaching = mixed.MixedTeaching(images, 0.0, 112)
-    pixels, logits, _ = teaching.lesson(indices, labels, 112)
+    pixels, logits, *_ = teaching.lesson(indices, labels, 0, 112)
     assert pixels.shape == (3, 3, 112, 112)
     torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
 

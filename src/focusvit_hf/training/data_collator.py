@@ -155,10 +155,7 @@ class FocusViTDataCollator:
         if self.selection is None:
             return None
         sizes = [image.size[::-1] if isinstance(image, Image.Image) else image.shape[1:] for image in images]
-        return [
-            self.selection.levels(index, example, *size)
-            for index, (example, size) in enumerate(zip(examples, sizes, strict=True))
-        ]
+        return self.selection.levels_of_batch(examples, sizes)
 
     def _label(self, index: int, example: Mapping[str, Any]) -> int:
         if self.label_column not in example:

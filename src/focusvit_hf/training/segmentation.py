@@ -57,17 +57,12 @@ class SegmentationTrainer(FocusViTTrainer):
         """Never: the loss is a mean over one batch."""
         return False
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def _loss_and_outputs(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor, Any]:
         """As in the base class; in training with what the gates and predictors of the model add to the loss."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = with_aux_loss(loss, outputs) if model.training else loss
-        return (loss, outputs) if return_outputs else loss
+        loss, outputs = super()._loss_and_outputs(model, inputs, num_items_in_batch)
+        return with_aux_loss(loss, outputs) if model.training else loss, outputs
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]

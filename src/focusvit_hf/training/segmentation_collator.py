@@ -97,10 +97,7 @@ class SegmentationDataCollator:
         images, masks = zip(*pairs, strict=True)
         selected = None
         if self.selection is not None:
-            rows = zip(examples, masks, strict=True)
-            selected = [
-                self.selection.levels(index, example, *mask.shape) for index, (example, mask) in enumerate(rows)
-            ]
+            selected = self.selection.levels_of_batch(examples, [mask.shape for mask in masks])
         if self.augmentation is None:
             batch = dict(self.image_processor(list(images), segmentation_maps=list(masks), return_tensors="pt"))
             if selected is not None:

@@ -135,6 +135,13 @@ class SelectionColumn:
             require_inside(boxes, height, width)
             return np.asarray(boxes_mask(boxes, height, width) * 255).astype(np.uint8)
 
+    def levels_of_batch(
+        self, examples: Iterable[Mapping[str, Any]], sizes: Iterable[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """[`levels`] of each example of a batch, whose images have these sizes (height, width)."""
+        rows = enumerate(zip(examples, sizes, strict=True))
+        return [self.levels(index, example, *size) for index, (example, size) in rows]
+
 
 def mask_levels(value: Any, height: int, width: int) -> np.ndarray:
     """
