@@ -16,8 +16,10 @@ from focusvit_hf import (
 )
 from focusvit_hf.select_pack_attention import FocusViTSelectPackLayer
 from focusvit_hf.token_selection import (
+    GATE_BIAS,
+    FocusViTSelectionGate,
     affordable_tokens,
-    budget_loss,
+    budget_level,
     cost_share,
     largest_share,
     region_means,
@@ -312,25 +314,30 @@ def test_the_cost_of_a_layer_is_that_of_its_products():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_budget_is_the_cross_entropy_with_the_highest_scores_of_the_batch(masked):
-    scores = torch.randn(3, 7, requires_grad=True)
-    there = (torch.rand(3, 7) < 0.7).float() if masked else None
-    shifted = [float(score) - math.log(0.2 / 0.8) for score in scores.detach().flatten()]
-    can = [True] * 21 if there is None else [bool(value) for value in there.flatten()]
-    best = sorted((index for index in range(21) if can[index]), key=lambda index: -shifted[index])[:6]
-    losses = [
-        math.log1p(math.exp(-logit if index in best else logit)) for index, logit in enumerate(shifted) if can[index]
-    ]
-    found = budget_loss(scores, 2.0, 0.2, there)
-    assert float(found.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    found.backward()
-    assert ((scores.grad != 0).flatten().tolist()) == can
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_level_parts_the_highest_scores_of_the_batch_from_the_others(masked, count):
+    scores = torch.randn(5, 7)
+    there = torch.ones(5, 7)
+    if masked:
+        there = (torch.rand(5, 7) < 0.7).float()
+        there[3], there[4] = 0.0, torch.tensor([0, 0, 1, 0, 0, 0, 0])
+    own = sorted((float(s) for s, t in zip(scores.flatten(), there.flatten(), strict=True) if t), reverse=True)
+    wanted = sum(min(count, int(row.sum())) for row in there)
+    level = (own[wanted - 1] + own[wanted]) / 2 if wanted < len(own) else own[-1] - GATE_BIAS
+    assert float(budget_level(scores, count, there if masked else None)) == pytest.approx(level, rel=1e-5)
+    assert math.isnan(budget_level(scores, count, torch.zeros(5, 7)))
 
 
-@pytest.mark.parametrize("supervision", ["budget", "saliency"])
-def test_without_masks_the_gate_learns_to_keep_its_budget(spa_model, pixels, ids, supervision):
+def test_a_gate_follows_the_level_of_the_batches_and_keeps_it_where_there_is_none():
+    gate = FocusViTSelectionGate(4)
+    for level in (1.0, float("nan"), 3.0):
+        gate.follow(torch.tensor(level))
+    assert float(gate.level) == pytest.approx(0.1 + 0.1 * (3.0 - 0.1))
+
+
+def test_a_saliency_teaches_the_gate_its_share(spa_model, pixels, ids):
     fields = {"select_threshold": 0.5, "select_budget": 0.4, "select_alpha": 1.0, "initializer_range": 0.02}
-    model = spa_model("late", select_supervision=supervision, **fields)
+    model = spa_model("late", select_supervision="saliency", **fields)
     gates = [layer.gate for layer in model.focusvit.layers[1:]]
     optimizer = torch.optim.Adam([p for gate in gates for p in gate.parameters()], lr=0.05)
     model.train()
@@ -343,8 +350,33 @@ def test_without_masks_the_gate_learns_to_keep_its_budget(spa_model, pixels, ids
     chosen = run(model.eval(), pixels, ids).selected_tokens
     assert run(model, pixels, ids).aux_loss is None
     counts = torch.stack([mask.sum(dim=1) for mask in chosen]).float()
-    share = cost_share(counts, 16, 1, 32, 48).mean() if supervision == "budget" else (counts / 16).mean()
-    assert abs(float(share) - 0.4) < 0.1
+    assert abs(float((counts / 16).mean()) - 0.4) < 0.1
+
+
+def test_a_budget_is_kept_in_training_and_learned_for_inference(spa_model, pixels, ids):
+    fields = {"select_threshold": 0.5, "select_budget": 0.4, "initializer_range": 0.5}
+    model = spa_model("late", select_supervision="budget", **fields).train()
+    affordable = round(affordable_tokens(0.4, 16, 1, 32, 48))
+    for _ in range(60):
+        outputs = model(pixels, ids)
+        assert outputs.aux_loss is None
+        assert all((mask.sum(dim=1) == affordable).all() for mask in outputs.selected_tokens)
+    # Beside the choice by number, the threshold parts the tokens of the model's own scores.
+    chosen = run(model.eval(), pixels, ids).selected_tokens
+    counts = torch.stack([mask.sum(dim=1) for mask in chosen]).float()
+    assert abs(float(cost_share(counts, 16, 1, 32, 48).mean()) - 0.4) < 0.1
+    # Masks teach and select by the threshold, whatever the supervision without them.
+    masked = model.train()(pixels, ids, selection_masks=torch.ones(len(pixels), *pixels.shape[-2:]))
+    assert masked.aux_loss is not None
+
+
+def test_the_level_of_a_budget_is_saved(spa_model, pixels, ids, tmp_path):
+    fields = {"select_threshold": 0.5, "select_budget": 0.4, "select_supervision": "budget"}
+    model = spa_model("late", **fields).train()
+    model(pixels, ids)
+    loaded = saved_and_loaded(model.eval(), tmp_path)
+    for one, other in zip(model.focusvit.layers[1:], loaded.focusvit.layers[1:], strict=True):
+        assert float(one.gate.level) == float(other.gate.level) != 0
 
 
 # Options.

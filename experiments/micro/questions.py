@@ -199,13 +199,14 @@ def distillation() -> Question:
 
 def spot() -> Question:
     """Tokens that leave between the layers, by what a predictor sees, over which layers, and in other ways."""
-    drop: Variant = {"sparsification_layers": [1, 2, 3], "keep_ratio": 0.7}
+    half: Variant = {"precision": "bfloat16"}
+    drop: Variant = {**half, "sparsification_layers": [1, 2, 3], "keep_ratio": 0.7}
     learned: Variant = {**drop, "sparsification_relevance": "learned"}
     return Question(
         "What does a choice of tokens rest on?",
         "learned",
         {
-            "all_tokens": {},
+            "all_tokens": half,
             "learned": learned,
             "embeddings": {**learned, "predictor_inputs": "embeddings"},
             "moments": {**learned, "predictor_inputs": "moments"},

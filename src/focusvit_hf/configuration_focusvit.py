@@ -168,16 +168,18 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
             computed in full, while other layers run on the fast kernels.
         select_threshold (`float`, *optional*):
             SPA: the sigmoid of its score, in (0, 1), from which on a layer of select-and-pack attention selects a
-            token. 0.5 by default, where `select_budget` does not say how many tokens are selected.
+            token. 0.5 by default, where `select_budget` does not say how many tokens are selected. A score counts
+            from the `level` of its gate, which is 0 unless a budget taught it.
         select_budget (`float`, *optional*):
             The share of the tokens that those layers select, in (0, 1]. Alone it fixes the number of tokens of each
             image, as compiled and exported models need it. Beside `select_threshold` it is what `select_supervision`
             aims at.
         select_supervision (`str`, *optional*):
-            What the gates learn from in training where no `selection_masks` are given: `"budget"`, that the layers
-            cost the share `select_budget` of the FLOPs of dense ones; `"saliency"`, the tokens that stand out most
-            from their surroundings; `"teacher"`, a teacher's relevance, which the caller gives as `selection_masks`
-            at every step, so that a step without them is an error.
+            What the gates learn from in training where no `selection_masks` are given. `"budget"`: the loss of the
+            task, while a layer selects as many tokens as the share `select_budget` of the FLOPs of a dense one
+            affords, of each image in training and on the average in inference; `"saliency"`: the tokens that stand out
+            most from their surroundings; `"teacher"`: a teacher's relevance, which the caller gives as
+            `selection_masks` at every step, so that a step without them is an error.
         select_alpha (`float`, *optional*, defaults to 0.01): α, weight of the gates' cross entropy in the loss.
         pack_length (`int`, *optional*, defaults to 64): Tokens in a container that selected tokens are packed into.
         classifier_pooling (`str`, *optional*, defaults to `"cls"`):

@@ -66,6 +66,7 @@ class FocusViTPreTrainedModel(PreTrainedModel):
                 init.lecun_normal_(module.weight)
         elif isinstance(module, FocusViTSelectionGate):
             init.constant_(module.bias, GATE_BIAS)
+            init.zeros_(module.level)
         elif isinstance(module, FocusViTLearnedPosition):
             init.trunc_normal_(module.table, std=std)
         elif isinstance(module, FocusViTEmbeddings):

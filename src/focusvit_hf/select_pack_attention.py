@@ -24,7 +24,7 @@ from .token_relevance import TokenObserver
 from .token_selection import (
     FocusViTSelectionGate,
     affordable_tokens,
-    budget_loss,
+    budget_level,
     largest_share,
     region_means,
     region_saliency,
@@ -57,6 +57,7 @@ class FocusViTSelectPackLayer(FocusViTLayer):
         attention_mask: torch.Tensor | None = None,
         column_mask: torch.Tensor | None = None,
         observer: TokenObserver | None = None,
+        count: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
@@ -65,6 +66,7 @@ class FocusViTSelectPackLayer(FocusViTLayer):
             num_tokens (`int`): T, how many tokens can be selected.
             inherited (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*): The scores of the layer before.
             attention_mask, column_mask, observer: As of [`FocusViTAttention`].
+            count (`int`, *optional*): How many tokens of each image to select, instead of those above the threshold.
 
         Returns:
             The new states, the scores `(batch_size, T)`, which tokens were selected `(batch_size, T)` bool, and what
@@ -72,9 +74,10 @@ class FocusViTSelectPackLayer(FocusViTLayer):
         """
         first = hidden_states.shape[1] - num_tokens
         scores = self._scores(hidden_states, first, inherited)
-        count = None if self.budget is None else kept_counts(num_tokens, (self.budget,))[0]
+        if self.budget is not None:
+            count = kept_counts(num_tokens, (self.budget,))[0]
         kept = None if column_mask is None else column_mask[:, first:]
-        choice = self._choice(scores, kept, count)
+        choice = self._choice(scores - self.gate.level, kept, count)
         selected = choice.detach() > 0.5
         weights = scores.sigmoid() * choice if self.training else scores.sigmoid()
         weights = nn.functional.pad(weights, (first, 0), value=1.0).to(hidden_states.dtype)[..., None]
@@ -227,14 +230,15 @@ class TokenSelection:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The stream behind a layer, and what the observer makes of it; `of_patches`: before pooling at depth."""
         columns = state.column_mask(stream.shape[1])
-        stream, state.scores, selected, observed = layer(
-            stream, state.count, state.scores, attention_mask, columns, observer, **kwargs
-        )
         candidates = state.count - state.num_fused
+        affordable = self._affordable(candidates, stream.shape[1] - candidates)
+        stream, state.scores, selected, observed = layer(
+            stream, state.count, state.scores, attention_mask, columns, observer, affordable, **kwargs
+        )
         scores, selected = state.scores[:, :candidates], selected[:, :candidates]
         there = None if state.kept is None else state.kept[:, :candidates].detach()
-        if self.supervision == "budget":
-            self.losses.append(self._over_budget(scores, there, stream.shape[1] - candidates))
+        if affordable is not None:
+            layer.gate.follow(budget_level(scores, affordable, there))  # type: ignore[operator, union-attr]
         elif self.supervision in ("masks", "saliency"):
             targets = self._region_targets(of_patches, state.total).to(scores.device)
             targets = targets if state.places is None else targets.gather(1, state.places)
@@ -245,11 +249,13 @@ class TokenSelection:
         self.selected.append(selected)
         return stream, observed
 
-    def _over_budget(self, scores: torch.Tensor, there: torch.Tensor | None, others: int) -> torch.Tensor:
+    def _affordable(self, num_tokens: int, others: int) -> int | None:
+        """How many tokens of each image the budget affords in a layer, where it teaches the gates."""
+        if self.supervision != "budget":
+            return None
         config = self.config
-        sizes = (scores.shape[1], others, config.hidden_size, config.intermediate_size)
-        count = affordable_tokens(float(config.select_budget or 1), *sizes)
-        return budget_loss(scores, count, selection_threshold(config), there)
+        sizes = (num_tokens, others, config.hidden_size, config.intermediate_size)
+        return max(1, round(affordable_tokens(float(config.select_budget or 1), *sizes)))
 
     def _region_targets(self, of_patches: bool, num_regions: int) -> torch.Tensor:
         """What the gate is to say of each token, in [0, 1]: `(batch_size, N)`."""
@@ -270,9 +276,7 @@ class TokenSelection:
         loss = None
         if self.losses:
             device = self.losses[0].device
-            losses = torch.stack([each.to(device) for each in self.losses])
-            # The weight of labels is too little to hold a budget: with a tenth of this one it is missed by 4 points.
-            loss = losses.mean() if self.supervision == "budget" else self.config.select_alpha * losses.sum()
+            loss = self.config.select_alpha * torch.stack([each.to(device) for each in self.losses]).sum()
         return {"selected_tokens": tuple(self.selected), "selection_loss": loss}
 
 

@@ -15,6 +15,8 @@ from .token_choice import largest
 
 # A new gate lets nearly everything through, sigmoid(4) = 0.98, so that a trained ViT is nearly what it was.
 GATE_BIAS = 4.0
+# Share of a batch in the running mean of the level, as in PyTorch's batch normalisation.
+LEVEL_MOMENTUM = 0.1
 # Spread of what counts as the surroundings of a region, in units of the image (Cheng et al. 2011 use √0.4 of it, for
 # objects that fill the image).
 _SURROUNDINGS = 0.25
@@ -25,6 +27,11 @@ class FocusViTSelectionGate(nn.Linear):
     Scores of tokens, s = max(f(r), s_up): f is linear from the normalised tokens r to one number, s_up the score of
     the same token in the layer before. Its initial bias is [`GATE_BIAS`].
 
+    `level` is what a score is measured from where tokens are selected: 0, or where a budget teaches the gate the
+    score that parts the tokens it affords from the others, a running mean over the batches of training. A loss would
+    do the same by gradients, and those drown what the task says of the tokens (Wang et al. 2024, arXiv 2408.15664, on
+    the balance of experts).
+
     Args of `forward`:
         tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): r.
         inherited (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*): s_up.
@@ -32,12 +39,20 @@ class FocusViTSelectionGate(nn.Linear):
     Returns `(batch_size, T)` float32, logits.
     """
 
+    level: torch.Tensor
+
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, 1)
+        self.register_buffer("level", torch.zeros(()))
 
     def forward(self, tokens: torch.Tensor, inherited: torch.Tensor | None = None) -> torch.Tensor:
         scores = super().forward(tokens).squeeze(-1).float()
         return scores if inherited is None else torch.maximum(scores, inherited.to(scores.device))
+
+    @torch.no_grad()
+    def follow(self, level: torch.Tensor) -> None:
+        """Moves `level` a step towards that of a batch, see [`budget_level`]; NaN moves nothing."""
+        self.level.lerp_(torch.where(level.isnan(), self.level, level.to(self.level)), LEVEL_MOMENTUM)
 
 
 def region_means(cells: torch.Tensor, ids: torch.Tensor, num_regions: int) -> torch.Tensor:
@@ -112,25 +127,26 @@ def affordable_tokens(budget: float, num_tokens: int, others: int, hidden_size: 
     return min(max(now - others, 0.0), float(num_tokens))
 
 
-def budget_loss(
-    scores: torch.Tensor, count: float, threshold: float = 0.5, there: torch.Tensor | None = None
-) -> torch.Tensor:
+@torch.no_grad()
+def budget_level(scores: torch.Tensor, count: int, there: torch.Tensor | None = None) -> torch.Tensor:
     """
-    What holds a gate to a budget: the cross entropy with its own choice of the highest scores of the whole batch, as
-    many as the budget affords. An image may have more of them than another. A loss of the share alone lets one layer
-    select all tokens and another none, with all scores at the threshold.
+    The score that parts the highest of a batch from the others, half way between the two nearest: as many as `count`
+    of each image make, though an image may have more of them than another.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, T)`): Logits.
-        count (`float`): How many tokens of each image are selected, on the average.
-        threshold (`float`, *optional*, defaults to 0.5): The sigmoid from which on a token is selected.
+        count (`int`): How many tokens of an image are to be selected, on the average.
         there (`torch.FloatTensor` of shape `(batch_size, T)`, *optional*):
             1 for tokens that can be selected, 0 for others; by default all can be.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`; NaN where no token can be selected.
     """
-    logits = (scores.float() - math.log(threshold / (1 - threshold))).flatten()
-    weights = torch.ones_like(logits) if there is None else there.detach().to(logits).flatten()
-    wanted = round(count * scores.shape[0])
-    # Before any other come the tokens that are there, whatever their scores.
-    chosen = largest((logits.detach().sigmoid() + weights)[None], wanted)[0] * weights
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, chosen, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+    can = torch.ones_like(scores, dtype=torch.bool) if there is None else there.to(scores.device) > 0.5
+    ordered = scores.float()[can].sort(descending=True).values
+    wanted = int(can.sum(dim=1).clamp(max=count).sum())
+    if wanted == 0:
+        return ordered.new_tensor(torch.nan)
+    # Where all are to be selected, the level lies as far below the lowest as a new gate's scores lie above 0.
+    following = ordered[wanted] if wanted < len(ordered) else ordered[-1] - 2 * GATE_BIAS
+    return (ordered[wanted - 1] + following) / 2
