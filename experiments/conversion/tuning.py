@@ -15,7 +15,12 @@ from experiments.micro.training import Recipe, batches, model_inputs
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.training.distillation import distillation_loss
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
-from focusvit_hf.training.sparsification import rest_backbone, token_distillation_loss, with_predictor_rate
+from focusvit_hf.training.sparsification import (
+    is_predictor,
+    rest_backbone,
+    token_distillation_loss,
+    with_predictor_rate,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def tune(
     optimizer = torch.optim.AdamW(with_predictor_rate(groups, model, plan.predictor_rate), lr=plan.learning_rate)
     steps = len(pictures) // plan.batch_size
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(steps * plan.epochs / 20), steps * plan.epochs)
-    learned = any("predictors" in name for name, _ in model.named_parameters())
+    learned = any(is_predictor(name) for name, _ in model.named_parameters())
     history, begin = [], time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(plan.epochs):

@@ -49,6 +49,26 @@ def test_predictors_are_new_and_said_to_be(vit):
     assert all(name.startswith("sparsification.predictors.0.") for name in report.fresh)
 
 
+def test_gates_are_new_and_said_to_be(vit):
+    kinds = ["full_attention"] * 3 + ["select_pack_attention"]
+    report = convert_vit_checkpoint(vit, patch_pooling="none", layer_types=kinds, select_budget=0.5).conversion_report
+    assert set(report.fresh.values()) == {"layer_types has 'select_pack_attention'"}
+    assert {name.split(".")[2] for name in report.fresh} == {"gate"}
+
+
+def test_a_budget_is_counted_where_a_threshold_selects():
+    kinds = ["full_attention"] * 6 + ["select_pack_attention"] * 6
+    costs = [
+        flops_of_an_image(FocusViTConfig.from_preset("focusvit-tiny-dense", layer_types=kinds, **fields))
+        for fields in (
+            {"select_budget": 0.5},
+            {"select_budget": 0.5, "select_threshold": 0.5, "select_supervision": "budget"},
+            {"select_threshold": 0.5},
+        )
+    ]
+    assert costs[0] == costs[1] < 0.8 * costs[2]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

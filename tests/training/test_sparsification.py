@@ -30,6 +30,14 @@ SPOT = {
 }
 
 
+SPA = {
+    "layer_types": ["full_attention", "select_pack_attention"],
+    "select_budget": 0.5,
+    "embedding_type": "patch",
+    "patch_pooling": "none",
+}
+
+
 @pytest.fixture
 def rows(pixels):
     return [{"pixel_values": image, "labels": label} for label, image in enumerate(pixels)]
@@ -60,8 +68,9 @@ def test_the_trainer_adds_what_the_model_adds_in_training_alone(tiny_model, pixe
     assert torch.equal(with_aux_loss(loss, (outputs.logits,)), loss)
 
 
-def test_predictors_have_their_own_rate_and_decay_as_before(tiny_model, rows, tmp_path):
-    model = tiny_model(**SPOT)
+@pytest.mark.parametrize("fields", [SPOT, SPA], ids=["predictors", "gates"])
+def test_predictors_have_their_own_rate_and_decay_as_before(tiny_model, rows, fields, tmp_path):
+    model = tiny_model(**fields)
     trainer = FocusViTTrainer(
         model,
         arguments(tmp_path, learning_rate=1e-5, max_steps=1, weight_decay=0.1, lr_scheduler_type="constant"),
@@ -85,8 +94,9 @@ def test_predictors_have_their_own_rate_and_decay_as_before(tiny_model, rows, tm
     assert len(groups) == 2
 
 
-def test_the_backbone_rests_for_some_epochs(tiny_model, rows, tmp_path):
-    model = tiny_model(**SPOT)
+@pytest.mark.parametrize("fields", [SPOT, SPA], ids=["predictors", "gates"])
+def test_the_backbone_rests_for_some_epochs(tiny_model, rows, fields, tmp_path):
+    model = tiny_model(**fields)
     for epochs, all_move in ((1.0, False), (0.5, True)):
         before = copies(model)
         trainer = FocusViTTrainer(
@@ -147,7 +157,7 @@ def test_both_scripts_let_predictors_learn_alone_at_first(blob_dir, tmp_path, sc
     names = moved(FocusViTForImageClassification.from_pretrained(tmp_path / "run"), copies(begin))
     assert names
     assert all(is_predictor(name) for name in names)
-    with pytest.raises(ValueError, match="sparsification_relevance='learned' for --predictor_learning_rate"):
+    with pytest.raises(ValueError, match="select-and-pack attention for --predictor_learning_rate"):
         script.main(flags(blob_dir, tmp_path / "none", max_steps=1, predictor_learning_rate=1e-2))
 
 

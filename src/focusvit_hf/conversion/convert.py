@@ -344,6 +344,8 @@ def _cause(name: str, config: FocusViTConfig) -> str:
         return f"position_embedding_type={config.position_embedding_type!r}"
     if name.startswith("sparsification."):
         return "sparsification_relevance='learned'"
+    if ".gate." in name:
+        return "layer_types has 'select_pack_attention'"
     if name == "latents":
         return "latents start from the source's tokens only with its patches and positions"
     return f"embedding_type={config.embedding_type!r}"

@@ -1,5 +1,7 @@
 """What a converted model costs beside its source: FLOPs of one image."""
 
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,10 +12,14 @@ from ..modeling_focusvit import FocusViTForImageClassification
 def flops_of_an_image(config: FocusViTConfig) -> int:
     """
     FLOPs of one image of the configuration's size, from pixels and a map of superpixels to logits: matrix products and
-    convolutions on a CPU, a multiplication and an addition counting as two.
+    convolutions on a CPU, a multiplication and an addition counting as two. Where layers select by a threshold, as
+    many tokens count as `select_budget` says, or all of them without one.
     """
     # Computing superpixels costs no matrix products.
-    fed = FocusViTConfig.from_dict(config.to_dict(), patch_pooling=_without_map(config), attn_implementation="eager")
+    changes: dict[str, Any] = {"patch_pooling": _without_map(config), "attn_implementation": "eager"}
+    if config.select_budget is not None:
+        changes |= {"select_threshold": None, "select_supervision": None}
+    fed = FocusViTConfig.from_dict(config.to_dict(), **changes)
     with torch.device("meta"):
         model = FocusViTForImageClassification(fed).eval().requires_grad_(False)
     # On no device but a CPU the sums over regions are products with a one-hot matrix, which nobody pays for here.

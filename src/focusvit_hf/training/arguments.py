@@ -151,11 +151,9 @@ class TrainingArguments(HfTrainingArguments):
     )
     predictor_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "The learning rate of predictors of relevance; by default that of all parameters."},
+        metadata={"help": "The learning rate of what chooses tokens, predictors and gates; by default as of all."},
     )
-    frozen_epochs: float = field(
-        default=0.0, metadata={"help": "For so many epochs only the predictors of relevance learn."}
-    )
+    frozen_epochs: float = field(default=0.0, metadata={"help": "For so many epochs only what chooses tokens learns."})
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Begin anew in a folder that is not empty; its checkpoints go when training begins."},

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import TrainerCallback
 
 
-# Where the parameters of a learned choice lie in a model.
-PREDICTORS = "sparsification.predictors."
+# Where the parameters of a learned choice of tokens lie in a model: SPOT's predictors and SPA's gates.
+PREDICTORS = (".sparsification.predictors.", ".gate.")
 
 
 def is_predictor(name: str) -> bool:
-    """Whether a parameter belongs to a predictor of relevance."""
-    return PREDICTORS in f".{name}"
+    """Whether a parameter belongs to what predicts which tokens matter."""
+    return any(part in f".{name}" for part in PREDICTORS)
 
 
 def with_aux_loss(loss: torch.Tensor, outputs: Any) -> torch.Tensor:
@@ -31,8 +31,8 @@ def require_predictors(model: nn.Module, rate: float | None, frozen_epochs: floa
         return
     if not any(is_predictor(name) for name, _ in model.named_parameters()):
         raise ValueError(
-            "expected a model with sparsification_relevance='learned' for --predictor_learning_rate and "
-            "--frozen_epochs, got one without predictors"
+            "expected a model with sparsification_relevance='learned' or layers of select-and-pack attention for "
+            "--predictor_learning_rate and --frozen_epochs, got one that predicts nothing of its tokens"
         )
 
 

@@ -62,8 +62,9 @@ class FocusViTTrainer(Trainer):
             Its weights are used for evaluation and prediction, and `save_model` writes them; checkpoints keep both.
         distillation (`Distillation`, *optional*): A teacher's part in the loss of training.
         predictor_learning_rate (`float`, *optional*):
-            The learning rate of predictors of relevance (`sparsification_relevance="learned"`), which start new where
-            the rest was trained before; by default that of the others.
+            The learning rate of predictors of relevance (`sparsification_relevance="learned"`) and of the gates of
+            select-and-pack attention, which start new where the rest was trained before; by default that of the
+            others.
         kwargs: All that the base class takes.
 
     The loss is the cross entropy of one class per image, given as a number or as probabilities, and in training what
