@@ -16,8 +16,10 @@ from experiments.micro import training as micro_training
 from experiments.micro.data import Pictures, load_pictures, training_and_evaluation
 from experiments.micro.questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched
 from experiments.micro.regions import detail_tiles, random_regions, region_ids
+from experiments.robustness import checkpoints as robustness_of_checkpoints
 from experiments.robustness import corruptions
 from experiments.robustness import run as robustness
+from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.superpixels import slic
 
 
@@ -356,6 +358,21 @@ def test_robustness_on_held_out_pictures(parquet, tmp_path, monkeypatch):
     content = json.loads(written.read_text())
     assert content["split"] == "validation"
     assert content["rows"][0]["accuracy"] == pytest.approx(result["accuracy"])
+
+
+def test_robustness_of_checkpoints(parquet, tmp_path):
+    for seed, name in enumerate(("control", "other")):
+        torch.manual_seed(seed)
+        FocusViTForImageClassification(FocusViTConfig(**TINY)).save_pretrained(tmp_path / name)
+    FocusViTForImageClassification(FocusViTConfig(**{**TINY, "image_size": 64})).save_pretrained(tmp_path / "larger")
+    flags = ["--data", str(parquet), "--cache", str(tmp_path / "cache"), "--tables", str(tmp_path / "tables")]
+    folders = [str(tmp_path / name) for name in ("control", "other")]
+    robustness_of_checkpoints.main([*folders, "--name", "blobs", *flags])
+    content = json.loads((tmp_path / "tables" / "blobs-robustness.json").read_text())
+    assert (content["control"], content["pictures"]) == ("control", 10)
+    assert {row["variant"] for row in content["rows"] if "difference" in row} == {"other"}
+    with pytest.raises(ValueError, match=r"models for one size, got \[\(32, 32\), \(64, 64\)\]"):
+        robustness_of_checkpoints.main([folders[0], str(tmp_path / "larger"), *flags])
 
 
 def test_robustness_takes_variants_of_other_questions():
