@@ -11,6 +11,7 @@ again on the test split as a user would load it.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,18 @@ non-commercial research and education.
 
 
 TAUGHT = """
-The test split has 2,000 images of Imagenette's validation split, squashed to 224 x 224 pixels, and was looked at once,
-when training had ended. The figures are those of the weights in this folder, in float32. The teacher has
+The test split has 2,000 images of Imagenette's validation split, squashed to 224 x 224 pixels. It was looked at when
+training had ended{rounds}. The figures are those of the weights in this folder, in float32. The teacher has
 {teacher:.4f} on the same images, and both give the same class for {agreement:.4f} of them.
 
 **Taught, not trained from scratch**: the model learned from 5,000 training images, and from the answers of
-EfficientNet-lite0 (`{teacher_name}`, Apache-2.0) for {views}. That teacher was trained on ImageNet,
-of which Imagenette is a part; it has probably seen these images, the test images among them, with their labels.
+EfficientNet-lite0 (`{teacher_name}`, Apache-2.0) for
+{views}.
+That teacher was trained on ImageNet, of which Imagenette is a part; it has probably seen these images, the test images
+among them, with their labels.
 """
-# Before it learned from new views.
-EARLIER = ", after {epochs} epochs on fixed views of each image"
+# Of what it learned before the last round.
+FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {count} more on new ones"
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
@@ -188,10 +191,18 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     run, bank = "python -m experiments.teacher.train experiments/teacher", "--bank runs/teacher-bank"
     command = f"{run}/focusvit-tiny.json {bank} --out runs/focusvit-tiny"
     views = f"{recipe['views']} augmented views of each"
+    fixed = sum(entry["views"] > 0 for entry in log["earlier"])
+    new = len(log["earlier"]) - fixed
     if not recipe["views"]:
         views = f"views drawn anew at every step, {recipe['mix']:.0%} of the batches mixed by mixup or cutmix"
-        views += EARLIER.format(epochs=len(log["earlier"])) if log["earlier"] else ""
+        views += FIXED.format(count=fixed) if fixed else ""
+        views += NEW.format(count=new) if new else ""
         command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed"
+        if new:
+            changes = " ".join(
+                f"{name}={json.dumps(recipe[name], separators=(',', ':'))}" for name in ("stages", "ema_decay")
+            )
+            command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/mixed --change {changes} --out runs/mixed-2"
     record = TrainingRecord(
         dataset="Imagenette, a balanced part at 224 px",
         dataset_id="frgfm/imagenette",
@@ -208,7 +219,9 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    return before + TAUGHT.format(**told, teacher_name=NAME, views=views) + "\n## Model\n" + head + LIMITS + licence
+    rounds = f", and {new} epochs before" if new else ""
+    taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=rounds)
+    return before + taught + "\n## Model\n" + head + LIMITS + licence
 
 
 def _seconds(log: Mapping[str, Any]) -> float:

@@ -4,6 +4,8 @@ A pupil of the bank's teacher, trained from a recipe at growing resolutions.
     python -m experiments.teacher.train experiments/teacher/vit-tiny.json --bank runs/teacher-bank --out runs/vit-tiny
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny.json --bank runs/teacher-bank --out runs/tiny
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny-mixed.json --begin runs/tiny --out runs/mixed
+    python -m experiments.teacher.train experiments/teacher/focusvit-tiny-mixed.json --begin runs/mixed \\
+        --change stages=[[224,96]] ema_decay=0.999 --out runs/mixed-2
 
 The pupil learns four things of each view: its label, the teacher's ten logits, the teacher's 1,000 logits through a
 head that is thrown away, and, where it keeps a token for each place, the teacher's last feature map through another
@@ -21,6 +23,7 @@ there. The default trains on all of them, and looks at the test split once, when
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import time
@@ -249,8 +252,9 @@ def train_epoch(
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
     state.epoch += 1
     require_finite(sum(sums.values()), state.epoch * len(batches))
-    figures = {"epoch": state.epoch, "size": size, "accuracy": right / (len(batches) * recipe.batch_size), **sums}
-    state.history.append({**figures, "seconds": time.time() - begin})
+    figures = {"epoch": state.epoch, "views": recipe.views, "size": size}
+    figures["accuracy"] = right / (len(batches) * recipe.batch_size)
+    state.history.append({**figures, **sums, "seconds": time.time() - begin})
 
 
 @torch.no_grad()
@@ -297,7 +301,10 @@ def run(
     state = State(pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
-    earlier = [] if begin is None else read_json(begin / LOG_FILE)["history"]
+    earlier = []
+    if begin is not None:
+        log = read_json(begin / LOG_FILE)
+        earlier = [*log.get("earlier", []), *log["history"]]
     if (out / STATE_FILE).is_file():
         log = read_json(out / LOG_FILE)
         if log["settings"] != settings:
@@ -353,11 +360,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--every", type=int, default=5, help="measure held-out images every so many epochs")
-    parser.add_argument("--change", nargs="*", default=[], help="fields of the recipe: learning_rate=5e-4 …")
+    parser.add_argument(
+        "--change", nargs="*", default=[], help="fields of the recipe, in JSON: learning_rate=5e-4 stages=[[224,96]] …"
+    )
     args = parser.parse_args(argv)
-    changes = {name: float(value) for name, value in (change.split("=") for change in args.change)}
-    whole = {item.name for item in fields(Recipe) if item.type == "int"}
-    recipe = Recipe.read(args.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})
+    changes = {name: json.loads(value) for name, value in (change.split("=", 1) for change in args.change)}
+    recipe = Recipe.read(args.recipe, **changes)
     run(recipe, args.out, args.bank, args.split, args.every, begin=args.begin)
 
 

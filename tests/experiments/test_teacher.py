@@ -14,6 +14,7 @@ from experiments.micro.data import Pictures
 from experiments.teacher import bank, keep, mixed, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
+from focusvit_hf.utils.files import write_json
 
 
 CONFIG = {
@@ -183,9 +184,14 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     assert processor.num_superpixels == 9
     model = FocusViTForImageClassification.from_pretrained(tmp_path / "focusvit-mine")
     log["settings"]["recipe"] |= {"views": 0, "mix": 0.7}
-    card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": log["history"]}, 7).split())
     told = "views drawn anew at every step, 70% of the batches mixed by mixup or cutmix, after 1 epochs on fixed views"
-    assert told in card and "focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed" in card
+    again = "focusvit-tiny-mixed.json --begin runs/mixed --change stages=[[224,1]] ema_decay=0.998 --out runs/mixed-2"
+    earlier = log["history"]
+    for rounds in (1, 2):
+        card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": earlier}, 7).split())
+        assert told in card and "focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed" in card
+        assert ("and 1 more on new ones" in card) == (again in card) == (rounds == 2)
+        earlier = [*earlier, {**earlier[0], "views": 0}]
 
 
 MIXED = {**RECIPE, "stages": [[112, 2]], "views": 0, "mix": 0.5, "teacher_size": 96, "guidance": 0}
@@ -247,7 +253,14 @@ def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_int
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     log = json.loads((tmp_path / "killed" / "log.json").read_text())
-    assert [len(log[part]) for part in ("earlier", "history")] == [1, 2]
+    assert [[entry["views"] for entry in log[part]] for part in ("earlier", "history")] == [[1], [0, 0]]
+    # A further round knows of all before it, and fields are changed in JSON.
+    write_json(tmp_path / "recipe.json", MIXED)
+    command = [str(tmp_path / "recipe.json"), "--begin", str(tmp_path / "killed"), "--out", str(tmp_path / "again")]
+    train.main([*command, "--change", "stages=[[112,1]]", "ema_decay=0.5"])
+    log = json.loads((tmp_path / "again" / "log.json").read_text())
+    assert [[entry["views"] for entry in log[part]] for part in ("earlier", "history")] == [[1, 0, 0], [0]]
+    assert (log["settings"]["recipe"]["stages"], log["settings"]["recipe"]["ema_decay"]) == ([[112, 1]], 0.5)
 
 
 def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
