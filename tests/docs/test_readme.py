@@ -6,7 +6,6 @@ import re
 import pytest
 
 from blobs import ROOT
-from focusvit_hf.benchmark.result import read_result, times_of
 from focusvit_hf.cli.__main__ import main
 
 
@@ -30,14 +29,17 @@ def test_its_images_are_there_and_small() -> None:
 
 
 def test_throughput_and_latency_are_those_of_the_committed_result() -> None:
-    result = read_result(ROOT / "benchmarks" / "results" / "cpu.json")
-    whole, single = (times_of(result, ("inference", 224, batch)) for batch in (32, 1))
+    rows = json.loads((ROOT / "benchmarks" / "results" / "users-cpu.json").read_text())["rows"]
+
+    def times_faster(row: str, name: str) -> float:
+        times = rows[row]["times"]
+        return round(times["ViT-Ti/16"]["median_ms"] / times[name]["median_ms"], 1)
+
+    latent = "focusvit-tiny-latent"
     claimed = figure(r"processes ([\d.]+) \(full attention\) to ([\d.]+) \(latent attention\) times")
-    names = ("focusvit-tiny-full", "focusvit-tiny-latent")
-    assert claimed == [round(whole[name]["whole_path"]["times_faster"], 1) for name in names]
-    assert figure(r"A single image .*?: ([\d.]+) times") == [
-        round(single["focusvit-tiny-latent"]["pixels_to_logits"]["times_faster"], 1)
-    ]
+    assert claimed == [times_faster("jpeg", name) for name in ("focusvit-tiny-full", latent)]
+    single = figure(r"A single image .*?: ([\d.]+) times the speed .*?, ([\d.]+) times in ONNX Runtime")
+    assert single == [times_faster(row, latent) for row in ("single", "onnx-single")]
 
 
 def test_accuracies_are_those_of_the_committed_tables() -> None:
