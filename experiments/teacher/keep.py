@@ -87,7 +87,8 @@ non-commercial research and education.
 
 TAUGHT = """
 The test split has 2,000 images of Imagenette's validation split, squashed to 224 x 224 pixels. It was looked at when
-training had ended{rounds}. The figures are those of the weights in this folder, in float32. The teacher has
+training had ended{rounds}.
+The figures are those of the weights in this folder, in float32. The teacher has
 {teacher:.4f} on the same images, and both give the same class for {agreement:.4f} of them.
 
 **Taught, not trained from scratch**: the model learned from 5,000 training images, and from the answers of
@@ -219,7 +220,7 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    rounds = f", and {new} epochs before" if new else ""
+    rounds = f", and once before, after the first {new} epochs on new views" if new else ""
     taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=rounds)
     return before + taught + "\n## Model\n" + head + LIMITS + licence
 
