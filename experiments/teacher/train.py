@@ -252,7 +252,7 @@ def train_epoch(
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
     state.epoch += 1
     require_finite(sum(sums.values()), state.epoch * len(batches))
-    figures = {"epoch": state.epoch, "views": recipe.views, "size": size}
+    figures: dict[str, float] = {"epoch": state.epoch, "views": recipe.views, "size": size}
     figures["accuracy"] = right / (len(batches) * recipe.batch_size)
     state.history.append({**figures, **sums, "seconds": time.time() - begin})
 

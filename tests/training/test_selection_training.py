@@ -247,7 +247,7 @@ def command(folder, output_dir, **changes):
 
 def gates(output_dir):
     weights = load_file(output_dir / "model.safetensors")
-    return {name: weight for name, weight in weights.items() if ".gate." in name}
+    return {name: weight for name, weight in weights.items() if name.endswith((".gate.weight", ".gate.bias"))}
 
 
 BOXES = {"selection_column_name": "objects", "selection_format": "coco"}
