@@ -353,8 +353,9 @@ def test_a_saliency_teaches_the_gate_its_share(spa_model, pixels, ids):
     assert abs(float((counts / 16).mean()) - 0.4) < 0.1
 
 
-def test_a_budget_is_kept_in_training_and_learned_for_inference(spa_model, pixels, ids):
-    fields = {"select_threshold": 0.5, "select_budget": 0.4, "initializer_range": 0.5}
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_a_budget_is_kept_in_training_and_learned_for_inference(spa_model, pixels, ids, threshold):
+    fields = {"select_threshold": threshold, "select_budget": 0.4, "initializer_range": 0.5}
     model = spa_model("late", select_supervision="budget", **fields).train()
     affordable = round(affordable_tokens(0.4, 16, 1, 32, 48))
     for _ in range(60):

@@ -5,6 +5,7 @@ leaves open is decided here: the gate reads and weighs the normalised tokens, si
 it, the temperature of the choice is 1, and a token that is not selected passes unchanged.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -238,7 +239,10 @@ class TokenSelection:
         scores, selected = state.scores[:, :candidates], selected[:, :candidates]
         there = None if state.kept is None else state.kept[:, :candidates].detach()
         if affordable is not None:
-            layer.gate.follow(budget_level(scores, affordable, there))  # type: ignore[operator, union-attr]
+            # Where a score is as far above the level as the threshold asks, it is above those that are not affordable.
+            threshold = selection_threshold(self.config)
+            asked = math.log(threshold / (1 - threshold))
+            layer.gate.follow(budget_level(scores, affordable, there) - asked)  # type: ignore[operator, union-attr]
         elif self.supervision in ("masks", "saliency"):
             targets = self._region_targets(of_patches, state.total).to(scores.device)
             targets = targets if state.places is None else targets.gather(1, state.places)

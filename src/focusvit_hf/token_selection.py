@@ -27,10 +27,10 @@ class FocusViTSelectionGate(nn.Linear):
     Scores of tokens, s = max(f(r), s_up): f is linear from the normalised tokens r to one number, s_up the score of
     the same token in the layer before. Its initial bias is [`GATE_BIAS`].
 
-    `level` is what a score is measured from where tokens are selected: 0, or where a budget teaches the gate the
-    score that parts the tokens it affords from the others, a running mean over the batches of training. A loss would
-    do the same by gradients, and those drown what the task says of the tokens (Wang et al. 2024, arXiv 2408.15664, on
-    the balance of experts).
+    `level` is what a score is measured from where tokens are selected. It is 0, unless a budget teaches the gate: then
+    it is such that the threshold parts the tokens that are affordable from the others, as a running mean over the
+    batches of training. A loss would do the same by gradients, and those drown what the task says of the tokens (as
+    Wang et al. 2024, arXiv 2408.15664, found where experts are balanced).
 
     Args of `forward`:
         tokens (`torch.FloatTensor` of shape `(batch_size, T, hidden_size)`): r.
