@@ -67,6 +67,7 @@ def test_a_budget_is_counted_where_a_threshold_selects():
         )
     ]
     assert costs[0] == costs[1] < 0.8 * costs[2]
+    assert "% less than the source's" in cost_note(FocusViTConfig.from_preset("spa-tiny"))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ def cost_note(config: FocusViTConfig) -> str:
         sparsification_layers=None,
         keep_ratio=1.0,
         layer_types=["full_attention"] * config.num_hidden_layers,
+        select_threshold=None,
+        select_budget=None,
+        select_supervision=None,
     )
     before, after = flops_of_an_image(dense), flops_of_an_image(config)
     if before == after:
