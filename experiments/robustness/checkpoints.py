@@ -15,23 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
+from experiments.conversion.curve import load_folder
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import load_pictures
 from experiments.micro.paired_bootstrap import MARGINS
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from experiments.robustness.run import markdown, measure, rows_of
-from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, convert_vit_checkpoint
 from focusvit_hf.utils.environment import environment
-
-
-def load(folder: Path) -> FocusViTForImageClassification:
-    """A FocusViT, or a ViT as the dense FocusViT that it is, in float32 and evaluation mode."""
-    if AutoConfig.from_pretrained(folder).model_type == FocusViTConfig.model_type:
-        return FocusViTForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    return convert_vit_checkpoint(folder, patch_pooling="none").float().eval()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="Measure on the first so many images.")
     add_options(parser, "data", "cache", "tables")
     arguments = parser.parse_args(argv)
-    models = {folder: load(folder) for folder in arguments.folders}
+    models = {folder: load_folder(folder) for folder in arguments.folders}
     sizes = {model.config.image_height_and_width for model in models.values()}
     if len(sizes) > 1 or len({folder.name for folder in models}) < len(models):
         raise ValueError(f"Expected folders of different names with models for one size, got {sorted(sizes)}.")

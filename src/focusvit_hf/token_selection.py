@@ -143,10 +143,10 @@ def budget_level(scores: torch.Tensor, count: int, there: torch.Tensor | None = 
         `torch.FloatTensor` of shape `()`; NaN where no token can be selected.
     """
     can = torch.ones_like(scores, dtype=torch.bool) if there is None else there.to(scores.device) > 0.5
-    ordered = scores.float()[can].sort(descending=True).values
-    wanted = int(can.sum(dim=1).clamp(max=count).sum())
-    if wanted == 0:
-        return ordered.new_tensor(torch.nan)
+    ordered = scores.float().masked_fill(~can, -torch.inf).flatten().sort(descending=True).values
+    # Numbers stay tensors: a GPU would have to wait for them at every layer.
+    wanted = can.sum(dim=1).clamp(max=count).sum()
+    last, following = ordered[torch.stack((wanted - 1, wanted)).clamp(0, len(ordered) - 1)]
     # Where all are to be selected, the level lies as far below the lowest as a new gate's scores lie above 0.
-    following = ordered[wanted] if wanted < len(ordered) else ordered[-1] - 2 * GATE_BIAS
-    return (ordered[wanted - 1] + following) / 2
+    following = torch.where(wanted == can.sum(), last - 2 * GATE_BIAS, following)
+    return torch.where(wanted == 0, torch.nan, (last + following) / 2)
