@@ -1,5 +1,7 @@
 """Select-and-pack attention in two processes whose images select different numbers of tokens."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -28,7 +30,9 @@ def images():
 
 def _process(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    # A process that waits for the other for ever fails instead.
+    wait = timedelta(minutes=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", timeout=wait, rank=rank, world_size=2)
     model = DistributedDataParallel(a_model())
     pixels, labels, masks = (each[2 * rank : 2 * rank + 2] for each in images())
     outputs = model(pixels, labels=labels, selection_masks=masks)

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from blobs import ROOT
 from focusvit_hf.cli.__main__ import main as focusvit
+from processes import run_command
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -121,12 +121,7 @@ def run(words: list[str]) -> None:
         importlib.import_module(script.stem).main(arguments[1:])
     else:
         assert program == "accelerate", words
-        done = subprocess.run(
-            [sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = run_command([sys.executable, "-m", "accelerate.commands.accelerate_cli", *arguments])
         assert done.returncode == 0, done.stdout + done.stderr
     for flag in ("--out", "--output_dir"):
         if flag in arguments:
@@ -192,9 +187,7 @@ def test_the_first_snippet_of_the_readme_runs_outside_of_the_clone(tmp_path: Pat
     snippet = next(block for block in blocks(ROOT / "README.md") if block.language == "python").text
     environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
     for command in (["-m", "pip", "install", *options, str(source)], ["-c", snippet]):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=600
-        )
+        done = run_command([sys.executable, *command], cwd=elsewhere, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("torch.Size([1, 10])")
     assert Image.open(elsewhere / "superpixels.png").size == chelsea().shape[1::-1]

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 import focusvit_hf
 import run_classification
 import run_classification_no_trainer
-from blobs import NAMES, ROOT, blob, flags, losses, run_on_two_processes
+from blobs import NAMES, ROOT, blob, environment, flags, losses
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.training.arguments import TrainingArguments
+from processes import run_on_two_processes
 
 
 BOTH = (run_classification, run_classification_no_trainer)
@@ -73,7 +74,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(blob_dir, tmp_path, 
     # Each process normalises the cells of a stem by its own part of the batch; patches are not normalised.
     patches = {"embedding_type": "patch"}
     two = flags(blob_dir, tmp_path / "two", config=patches, per_device_train_batch_size=8, **shared)
-    run_on_two_processes(script.__file__, two)
+    run_on_two_processes([script.__file__, *two], environment())
     script.main(flags(blob_dir, tmp_path / "one", config=patches, per_device_train_batch_size=16, **shared))
     assert len(losses(tmp_path / "one")) == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
@@ -95,7 +96,8 @@ def test_fsdp_on_two_processes_equals_one(blob_dir, tmp_path, embedding, loss_to
     for steps in (3, 6):
         changes = {**shared, "max_steps": steps, "lr_scheduler_type": "constant"}
         command = flags(blob_dir, tmp_path / "two", config=config, per_device_train_batch_size=8, **changes)
-        run_on_two_processes(code, command, **variables, ACCELERATE_USE_FSDP="true")
+        sharding = {**variables, "ACCELERATE_USE_FSDP": "true"}
+        run_on_two_processes([str(code), *command], {**environment(), **sharding})
     one = flags(blob_dir, tmp_path / "one", config=config, per_device_train_batch_size=16, **changes)
     run_classification_no_trainer.main(one)
     assert len(losses(tmp_path / "one")) == 6

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from focusvit_hf import FocusViTConfig, FocusViTImageProcessor
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.export import export_model
 from focusvit_hf.export import folder as export
+from processes import run_command
 
 
 NAMES = ["cat", "astronaut", "cup", "rocket", "other"]
@@ -208,7 +208,7 @@ for name in {names}:
     np.save(name + ".npy", images)
 assert not {{'torch', 'transformers', 'focusvit_hf'}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_command([sys.executable, "-c", script], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     files = [str(tmp_path / name) for name in names]

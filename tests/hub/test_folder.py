@@ -41,6 +41,7 @@ from focusvit_hf import (
 from focusvit_hf.hub.folder import code_files, save_for_hub
 from focusvit_hf.hub.push import push_to_hub
 from hub_stand_in import stand_in
+from processes import run_command
 
 
 NAMES = ["cat", "astronaut", "cup", "rocket", "other"]
@@ -260,14 +261,11 @@ def test_without_the_package_the_code_in_the_folder_gives_the_same_logits(saved,
         environment = environment_without_package(
             tmp_path / "site", HF_HOME=home, HF_ENDPOINT=server.url, HF_HUB_DISABLE_XET="1"
         )
-        done = subprocess.run(
+        done = run_command(
             [sys.executable, "-S", "-c", WITHOUT_PACKAGE, "saved", "me/mine"],
             cwd=workplace,
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
         )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((workplace / "result.json").read_text())

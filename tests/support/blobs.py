@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -97,14 +95,6 @@ def environment() -> dict[str, str]:
     package = Path(focusvit_hf.__file__).resolve().parents[1]
     paths = [str(package), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def run_on_two_processes(script: Path | str, command: list[str], **variables: str) -> None:
-    """Runs a script under torchrun with two processes on the CPU; its output is in the error if it fails."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    result = subprocess.run([*torchrun, *command], env={**environment(), **variables}, timeout=600, **pipes)
-    assert result.returncode == 0, result.stdout
 
 
 def write_blobs(folder: Path) -> Path:

@@ -1,0 +1,97 @@
+"""Commands in processes of their own, which end even where one of them would wait for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from typing import Any
+
+import psutil
+
+
+# Several times what the slowest command takes on a busy machine.
+SECONDS = 240
+# For a process to write where each of its threads stands.
+_SECONDS_FOR_STACKS = 10
+
+
+class Hung(AssertionError):
+    """A command that had to be ended, with its output and the stacks of all its Python processes."""
+
+
+def run_command(command: list[str], seconds: float = SECONDS, **options: Any) -> subprocess.CompletedProcess[str]:
+    """
+    `subprocess.run` with captured text and an end: after `seconds` the command and all its descendants are killed, and
+    the error tells where each of them stood.
+
+    Args:
+        command (`list[str]`): The program and its arguments.
+        options: Those of `subprocess.Popen`, such as `cwd` and `env`.
+
+    Raises:
+        Hung: If the command did not end.
+    """
+    # A process that hangs writes its stacks when it is told to abort.
+    options["env"] = {**options.get("env", os.environ), "PYTHONFAULTHANDLER": "1"}
+    # Files and no pipes: a descendant that is still alive would keep a pipe open.
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, **options)
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _abort(process)
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read())
+    if code is None:
+        raise Hung(f"expected {command} to end within {seconds} s, got this output:\n" + "\n".join(texts))
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
+def _abort(process: subprocess.Popen) -> None:
+    """Ends a process and its descendants, after they wrote their stacks; does nothing where it ended by itself."""
+    if process.poll() is not None:
+        return
+    parent = psutil.Process(process.pid)
+    # The descendants first: one that sees its parent go would go, too, and not tell where it stood.
+    tree = [*reversed(parent.children(recursive=True)), parent]
+    for send in (signal.SIGABRT, signal.SIGKILL):
+        for each in tree:
+            if each.is_running():
+                each.send_signal(send)
+        psutil.wait_procs(tree, timeout=_SECONDS_FOR_STACKS)
+    process.wait()
+
+
+def run_on_two_processes(command: list[str], env: dict[str, str]) -> None:
+    """
+    Runs a script and its arguments under torchrun with two processes on the CPU.
+
+    The two talk through the loopback interface, since the address of the host's name may lie behind a network that
+    drops what a machine sends to itself. Where they still wait for each other for ever, as happened once in some
+    hundred runs, the stacks become a warning and the command is run once more.
+
+    Raises:
+        AssertionError: If the script fails, or hangs twice; with its output.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    env = {**env, "GLOO_SOCKET_IFNAME": loopback} if loopback else env
+    for attempt in range(2):
+        try:
+            done = run_command([*torchrun, "--nproc_per_node", "2", *command], env=env)
+        except Hung as error:
+            if attempt:
+                raise
+            warnings.warn(str(error), stacklevel=2)
+        else:
+            assert done.returncode == 0, done.stdout + done.stderr
+            return
