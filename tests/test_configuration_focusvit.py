@@ -160,6 +160,7 @@ def test_statistics_are_one_number_or_one_a_channel(channels):
             {"superpixel_compactness": 1e200},
             r"superpixel_compactness as a number from .*, got 1e\+200",
         ),
+        ({"stem_blocks": -1}, "stem_blocks as a (whole )?number from .*, got -1"),
         ({"stem_channels": 0}, "stem_channels as a (whole )?number from .*, got 0"),
         ({"num_latents": 0}, "num_latents as a (whole )?number from .*, got 0"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps as a (whole )?number from .*, got 0.0"),
@@ -400,6 +401,7 @@ def warnings_of(caplog):
     [
         ({"superpixel_assignment": "hard"}, "superpixel_assignment='hard'"),
         ({"stem_channels": 64, "embedding_type": "patch"}, "stem_channels=64"),
+        ({"stem_blocks": 2, "embedding_type": "patch"}, "stem_blocks=2"),
         ({"position_antialias": True}, "position_antialias=True"),
         ({"hidden_act": "relu", "mlp_type": "swiglu"}, "hidden_act='relu'"),
         ({"num_latents": 4, "layer_types": ["full_attention"] * 12}, "num_latents=4"),

@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils import prune
 
 from focusvit_hf.embeddings import FocusViTConvEmbedding, FocusViTConvNorm, FocusViTPatchEmbedding
+from focusvit_hf.positions import fourier_features
 
 
 @pytest.mark.parametrize(("channels", "patch", "cell"), [(3, 8, None), (1, 16, 4), (4, 14, 7), (3, 4, 1)])
@@ -23,6 +24,27 @@ def test_conv_embedding_knows_where_a_cell_is(tiny_config):
     inner = units[1:-1, 1:-1].flatten(0, 1)
     distance = torch.cdist(inner, inner) + torch.eye(len(inner))
     assert distance.min() > 1e-4
+
+
+def test_blocks_of_the_stem_are_residual_and_begin_as_the_identity(tiny_model, pixels):
+    stem = tiny_model(stem_blocks=2).focusvit.embeddings.units
+    axis = (torch.arange(16) + 0.5) / 16
+    position = stem.position(fourier_features(torch.cartesian_prod(axis, axis)))
+
+    def with_position(cells):
+        return (cells.flatten(2).transpose(1, 2) + position).relu()
+
+    with torch.no_grad():
+        cells = stem.mixing(stem.cells(pixels).relu()).relu()
+        torch.testing.assert_close(stem(pixels), with_position(cells))
+        for block in stem.blocks:
+            for norm in (block.first.norm, block.second.norm):
+                norm.weight.uniform_(0.5, 1.5)
+                norm.running_mean.normal_()
+            cells = cells.relu()
+            inner = block.first.norm(block.first.convolution(cells)).relu()
+            cells = cells + block.second.norm(block.second.convolution(inner))
+        torch.testing.assert_close(stem(pixels), with_position(cells), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (8, 4), (15, 7)])

@@ -536,6 +536,7 @@ CHANGES = {
     "num_register_tokens": ({"num_register_tokens": 2}, {}),
     "embedding_type": ({"embedding_type": "patch"}, {}),
     "stem_channels": ({"stem_channels": 16}, {}),
+    "stem_blocks": ({"stem_blocks": 1}, {}),
     "patch_pooling": ({"patch_pooling": "grid"}, {}),
     "num_superpixels": ({"num_superpixels": 9}, {}),
     "superpixel_compactness": ({"superpixel_compactness": 1.0}, {}),

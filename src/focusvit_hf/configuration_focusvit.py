@@ -61,6 +61,7 @@ _COUNTS = {
     "num_attention_heads": (1, LARGEST_SIZE),
     "intermediate_size": (1, LARGEST_SIZE),
     "stem_channels": (1, LARGEST_SIZE),
+    "stem_blocks": (0, 1000),
     "num_latents": (1, LARGEST_SIZE),
     "segmentation_hidden_size": (1, LARGEST_SIZE),
     "pack_length": (1, LARGEST_SIZE),
@@ -120,6 +121,8 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
             keeps running statistics, learns poorly from batches of a few images, and where several processes train,
             each normalises by its own part, unless `torch.nn.SyncBatchNorm.convert_sync_batchnorm` was called.
         stem_channels (`int`, *optional*, defaults to 32): Channels of the convolutional stem.
+        stem_blocks (`int`, *optional*, defaults to 0):
+            Residual blocks, of two 3 x 3 convolutions each, in the stem: for small images, whose cells are few.
         patch_pooling (`str`, *optional*, defaults to `"superpixel"`):
             What a token is pooled over: `"superpixel"`; `"grid"`, as many tiles of a regular grid; `"none"`, one token
             a patch (the dense control).
@@ -250,6 +253,7 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int = 0
     embedding_type: str = "conv"
     stem_channels: int = 32
+    stem_blocks: int = 0
     patch_pooling: str = "superpixel"
     num_superpixels: int | list[int] | tuple[int, int] = 49
     superpixel_compactness: float | int = 10.0
@@ -406,7 +410,7 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
         mlp = (3 if self.mlp_type == "swiglu" else 2) * width * self.intermediate_size
         if self.embedding_type == "conv":
             cells = self.num_channels * (2 * self.cell_size) ** 2 * self.stem_channels
-            mixing = 3**2 * self.stem_channels**2
+            mixing = (1 + 2 * self.stem_blocks) * 3**2 * self.stem_channels**2
             embedding = cells + mixing + 2 * self.stem_channels * width
         else:
             embedding = self.num_channels * self.patch_size**2 * width
@@ -435,6 +439,7 @@ class FocusViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 "with embedding_type='conv' and position_embedding_type='dynamic' each cell lies in one superpixel",
             ),
             "stem_channels": (self.embedding_type == "patch", "embedding_type='patch' has no stem"),
+            "stem_blocks": (self.embedding_type == "patch", "embedding_type='patch' has no stem"),
             "position_antialias": (
                 self.position_embedding_type == "dynamic",
                 "position_embedding_type='dynamic' has no table to interpolate",

@@ -14,7 +14,7 @@ from .positions import _POSITION_BANDS, FocusViTDynamicPosition, FocusViTLearned
 from .regions import Regions
 from .superpixel_pooling import harden, pool_cells, pool_units
 from .superpixels import tile_ids
-from .transformer_blocks import keep_variance
+from .transformer_blocks import begin_at_zero, keep_variance
 
 
 # What the units of a chunk of images may take in memory: about what the caches of a CPU hold.
@@ -79,10 +79,29 @@ class FocusViTConvNorm(nn.Module):
         )
 
 
+class FocusViTStemBlock(nn.Module):
+    """
+    A residual block (He et al. 2016, arXiv 1512.03385) without its last activation: the cells plus two normalised
+    3 x 3 convolutions of them with ReLU between. It begins as the identity (Goyal et al. 2017, arXiv 1706.02677).
+
+    `(batch_size, channels, rows, columns)` to the same.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = FocusViTConvNorm(channels, channels, kernel_size=3)
+        self.second = FocusViTConvNorm(channels, channels, kernel_size=3)
+        begin_at_zero(self.second.norm)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return cells + self.second(self.first(cells).relu_())
+
+
 class FocusViTConvEmbedding(nn.Module):
     """
     Cells of a convolutional stem: patches twice as large as a cell, so that they overlap, ReLU, 3 x 3 convolution,
-    position of the cell, ReLU. Both convolutions are normalised.
+    residual blocks of such convolutions where `stem_blocks` asks for them, position of the cell, ReLU. All
+    convolutions are normalised.
 
     `pixel_values` `(batch_size, num_channels, height, width)` to `(batch_size, cells, stem_channels)`.
     """
@@ -93,6 +112,7 @@ class FocusViTConvEmbedding(nn.Module):
         # Of cells of an odd size the kernel is a pixel larger, so that it overlaps both neighbours alike.
         self.cells = FocusViTConvNorm(config.num_channels, channels, kernel_size=2 * cell + cell % 2, stride=cell)
         self.mixing = FocusViTConvNorm(channels, channels, kernel_size=3)
+        self.blocks = nn.ModuleList([FocusViTStemBlock(channels) for _ in range(config.stem_blocks)])
         self.position = nn.Linear(4 * _POSITION_BANDS, channels)
         keep_variance(self.position)
 
@@ -101,6 +121,8 @@ class FocusViTConvEmbedding(nn.Module):
             # With the channels last convolutions are faster, and pooling needs no copy to bring them there.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         cells = self.mixing(self.cells(pixel_values).relu_())
+        for block in self.blocks:
+            cells = block(cells.relu_())
         features = _cell_features(cells.shape[2], cells.shape[3], cells.device)
         position = self.position(features.to(cells.dtype))
         return (cells.flatten(2).transpose(1, 2) + position).relu_()

@@ -88,3 +88,8 @@ def keep_variance(*layers: Any) -> None:
     """
     for layer in layers:
         layer.keeps_variance = True
+
+
+def begin_at_zero(norm: Any) -> None:
+    """Marks the norm that ends a residual branch: its weights begin at zero, so that the branch adds nothing."""
+    norm.begins_at_zero = True
