@@ -118,7 +118,7 @@ def outcomes(
     model: FocusViTForImageClassification, images: torch.Tensor, masks: torch.Tensor, labels: torch.Tensor
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Whether each image is right, and what is selected: shares of tokens and FLOPs, recall of tokens of objects."""
-    inside = nn.functional.avg_pool2d(masks[:, None], PATCH).flatten(1)
+    inside = nn.functional.avg_pool2d(masks[:, None], model.config.patch_size).flatten(1)
     objects = inside >= 0.5
     right, shares, recalls, costs = [], [], [], []
     config = model.config
