@@ -7,42 +7,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, token_sparsification
-from focusvit_hf.superpixels import tile_ids
 from focusvit_hf.token_choice import most_relevant
 from focusvit_hf.token_relevance import image_seeds, random_relevance
 from saved import saved_and_loaded
+from sparsified import CLOSE, DENSE, FULL, LATENT, PATCHES, STACKS, WAYS, options, plain_model, run
 
 
 pytestmark = pytest.mark.usefixtures("deterministic")
-
-FULL, LATENT = "full_attention", "latent_attention"
-STACKS = {"full": [FULL] * 4, "latent": [LATENT] * 4, "mixed": [FULL, LATENT, LATENT, FULL]}
-WAYS = [
-    ("attention", "drop"),
-    ("attention", "fuse"),
-    ("attention", "merge"),
-    ("random", "drop"),
-    ("random", "fuse"),
-    ("learned", "drop"),
-    ("learned", "fuse"),
-]
-# Training normalises the convolutional stem by the batch; linear patches are the same in either mode.
-PATCHES = {"embedding_type": "patch"}
-DENSE = {**PATCHES, "patch_pooling": "none", "position_embedding_type": "learned"}
-CLOSE = {"rtol": 0, "atol": 1e-5}
-
-
-def options(relevance="attention", mode="drop", layers=STACKS["full"], **more):
-    return {
-        "sparsification_relevance": relevance,
-        "sparsification_mode": mode,
-        "layer_types": layers,
-        "num_hidden_layers": len(layers),
-        "sparsification_layers": [1, 3],
-        "keep_ratio": 0.7,
-        **more,
-    }
-
 
 VARIANTS = [
     pytest.param(options(relevance, mode, layers), id=f"{relevance}-{mode}-{name}")
@@ -52,107 +23,6 @@ FEW = [
     pytest.param(options(*way, layers=STACKS[name]), id=f"{'-'.join(way)}-{name}")
     for way, name in zip(WAYS, itertools.cycle(("mixed", "full")), strict=False)
 ]
-
-
-@torch.no_grad()
-def run(model, *args, **kwargs):
-    return model(*args, **kwargs)
-
-
-# The oracle: one image, one head, loops; lists of tokens, each with its area, its size and its place.
-
-
-def plain_attention(layer, states, rest, columns_bias, queries):
-    """Weights (heads, queries, keys) and what they attend to, (queries, width), of (keys, width) normed states."""
-    attention = layer.attention
-    heads = attention.q_proj.out_features // attention.head_dim
-    query = attention.q_proj(states[:queries]).view(queries, heads, -1)
-    key, value = (each(states).view(len(states), heads, -1) for each in (attention.k_proj, attention.v_proj))
-    maps, mixed = [], []
-    for head in range(heads):
-        scores = query[:, head] @ key[:, head].T * attention.scaling + columns_bias
-        maps.append(scores.softmax(dim=-1))
-        mixed.append(maps[-1] @ value[:, head])
-    return torch.stack(maps), attention.o_proj(torch.cat(mixed, dim=-1)), key.mean(dim=1)[rest:]
-
-
-def plain_model(model, pixels, ids, score):
-    """
-    Logits and kept places of one image (1, 3, H, W) by the config's mode, without a batch, a mask or a gather.
-    `score(layer_number, maps, places)` gives the relevance of each place that is left.
-    """
-    config, backbone = model.config, model.focusvit
-    mode, counts = config.sparsification_mode, list(config.kept_counts(16))
-    prefix, tokens, area = backbone.embeddings(pixels, ids)
-    prefix, area = prefix[0], area.expand(1, -1)[0]
-    group = [
-        {"x": x, "area": a, "size": 1, "place": place}
-        for place, (x, a) in enumerate(zip(tokens[0], area, strict=True))
-    ]
-    latents, seen, kept = None, {}, []
-    for number, (layer, kind) in enumerate(zip(backbone.layers, config.layer_types, strict=True)):
-        if number in config.sparsification_layers:
-            count, maps = counts.pop(0), seen.get(number - 1)
-            group = MODES[mode](group, count, maps, lambda group, maps, n=number: score(n, maps, group))
-            kept.append([token["place"] for token in group if token["place"] is not None])
-        if kind == LATENT and latents is None:
-            latents = backbone.latents[0]
-        before = prefix if latents is None else torch.cat((prefix, latents))
-        x = torch.stack([token["x"] for token in group])
-        bias = torch.tensor([float(token["size"]) for token in group]).log()
-        bias = torch.cat((torch.zeros(len(before)), bias))
-        if kind == FULL:
-            whole = torch.cat((before, x))
-            maps, attended, keys = plain_attention(layer, layer.layernorm_before(whole), len(before), bias, len(whole))
-            rows = [len(before) + i for i, token in enumerate(group) if token["place"] is not None]
-        else:
-            normed = torch.cat((layer.layernorm_before(before), layer.layernorm_context(x)))
-            whole = before
-            maps, attended, keys = plain_attention(layer, normed, len(before), bias, len(before))
-            rows = list(range(len(prefix), len(before)))
-        whole = whole + attended
-        whole = whole + layer.mlp(layer.layernorm_after(whole))
-        prefix = whole[: len(prefix)]
-        latents = None if latents is None else whole[len(prefix) : len(before)]
-        if kind == FULL:
-            for token, new in zip(group, whole[len(before) :], strict=True):
-                token["x"] = new
-        seen[number] = {"maps": maps, "rows": rows, "first": len(before), "keys": keys}
-    return model.classifier(backbone.layernorm(prefix[:1])), kept
-
-
-def plain_drop(group, count, seen, score):
-    scores = score(group, seen)
-    chosen = sorted(range(len(group)), key=lambda i: -float(scores[i]))[:count]
-    return [group[i] for i in sorted(chosen)]
-
-
-def mean_of(tokens, place):
-    area = sum(token["area"] for token in tokens)
-    x = sum(token["x"] * token["area"] for token in tokens) / area
-    return {"x": x, "area": area, "size": sum(token["size"] for token in tokens), "place": place}
-
-
-def plain_fuse(group, count, seen, score):
-    candidates = [token for token in group if token["place"] is not None]
-    stay = plain_drop(candidates, count, seen, score)
-    places = {token["place"] for token in stay}
-    return [*stay, mean_of([token for token in group if token["place"] not in places], None)]
-
-
-def plain_merge(group, count, seen, score):
-    keys, pairs = seen["keys"], []
-    for i in range(0, len(group), 2):
-        cosines = {j: torch.cosine_similarity(keys[i], keys[j], dim=0) for j in range(1, len(group), 2)}
-        partner = max(cosines, key=cosines.get)
-        pairs.append((float(cosines[partner]), i, partner))
-    parts = {i: [i] for i in range(len(group))}
-    for _, i, partner in sorted(pairs, reverse=True)[: len(group) - count]:
-        parts[partner] += parts.pop(i)
-    return [mean_of([group[j] for j in part], group[i]["place"]) for i, part in parts.items()]
-
-
-MODES = {"drop": plain_drop, "fuse": plain_fuse, "merge": plain_merge}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -589,83 +459,6 @@ def test_predictors_are_a_twentieth_at_most_and_three_stages_save_a_third(width,
     # 196 tokens for three layers, then 137, 96 and 67.
     assert total / before < 0.65
     assert [places.shape[1] for places in model(pixels).kept_tokens] == [137, 96, 67]
-
-
-# Pooling at depth.
-
-
-POOLED = {"pooling_layer": 2, "num_hidden_layers": 4}
-
-
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("embedding", ["conv", "patch"])
-@pytest.mark.parametrize("assignment", ["soft", "hard"])
-def test_pooling_at_depth_against_loops(tiny_model, pixels, ids, assignment, embedding, stack):
-    more = {"embedding_type": embedding, "layer_types": STACKS[stack], "num_superpixels": 16}
-    model = tiny_model(**POOLED, superpixel_assignment=assignment, **more)
-    seen = []
-    for layer in model.focusvit.layers:
-        layer.register_forward_hook(lambda module, args, output: seen.append((args, output)))
-    found = run(model, pixels, ids)
-    # The states behind layer 1 are those of the dense model; before layer 2 each image's are pooled on its own.
-    dense = tiny_model(**{**POOLED, "pooling_layer": 0}, **more, patch_pooling="none")
-    dense.load_state_dict(model.state_dict())
-    states = run(dense, pixels, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(seen[1][1], states[2], **CLOSE)
-    before = seen[1][0][1] if stack != "full" else seen[1][1][:, -16:]
-    after = seen[2][0][1] if stack != "full" else seen[2][0][0][:, -16:]
-    # 4 x 4 cells make a patch.
-    blocks = ids.unflatten(1, (4, 4)).unflatten(3, (4, 4)).transpose(2, 3).flatten(3).flatten(1, 2)
-    for image in range(4):
-        for region in range(16):
-            shares = (blocks[image] == region).float().mean(dim=1)
-            if assignment == "hard":
-                areas = torch.bincount(ids[image].flatten(), minlength=16)
-                shares = torch.tensor([float(winner(patch, areas) == region) for patch in blocks[image]])
-                if winner is None or not shares.any():
-                    continue
-            expected = (shares[:, None] * before[image]).sum(dim=0) / shares.sum()
-            torch.testing.assert_close(after[image, region], expected, rtol=1e-4, atol=1e-5)
-    assert found.logits.isfinite().all()
-
-
-def winner(patch, areas):
-    """The region with the largest share of a patch, the larger region where two have as much."""
-    return max(range(16), key=lambda region: (int((patch == region).sum()), int(areas[region])))
-
-
-def test_one_region_a_patch_is_the_dense_model_whatever_the_layer(tiny_model, pixels):
-    patches = tile_ids((4, 4), 16, 16).expand(4, -1, -1)
-    for layer in (1, 3):
-        model = tiny_model(**{**POOLED, "pooling_layer": layer})
-        dense = tiny_model(num_hidden_layers=4, patch_pooling="none")
-        dense.load_state_dict(model.state_dict())
-        torch.testing.assert_close(run(model, pixels, patches).logits, run(dense, pixels).logits, **CLOSE)
-
-
-@pytest.mark.parametrize("pooling", ["superpixel", "grid"])
-@pytest.mark.parametrize("way", WAYS)
-def test_tokens_pooled_at_depth_can_leave_later(tiny_model, pixels, ids, way, pooling):
-    more = {**options(*way), "sparsification_layers": [3], **POOLED, "num_superpixels": 9, "patch_pooling": pooling}
-    model = tiny_model(**more)
-    found = run(model, pixels)
-    assert found.kept_tokens[0].shape == (4, 6)
-    singles = torch.cat([run(model, one[None]).logits for one in pixels])
-    torch.testing.assert_close(singles, found.logits, **CLOSE)
-    if pooling == "superpixel":
-        numbers = model.focusvit.region_ids(pixels)
-        assert torch.equal(run(model, pixels, numbers).logits, found.logits)
-        swapped = (numbers + 1) % 9
-        assert not torch.equal(run(model, pixels, swapped.roll(1, dims=0)).logits, found.logits)
-
-
-def test_pooling_at_depth_in_one_graph(tiny_model, pixels):
-    model = tiny_model(**POOLED, layer_types=STACKS["full"], num_superpixels=9)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, pixels).logits, run(model, pixels).logits, **CLOSE)
-    model.train()(pixels, labels=torch.arange(4)).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 # Values that are refused.

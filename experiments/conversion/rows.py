@@ -83,10 +83,10 @@ def _pooling(pooling: str, assignment: str, layer: int, config: FocusViTConfig) 
     ]
 
 
-def _selecting(config: FocusViTConfig, **options: Any) -> list[dict[str, Any]]:
-    """Select-and-pack attention in the second half of the layers, whose gates start new."""
-    half = config.num_hidden_layers // 2
-    kinds = ["full_attention"] * (config.num_hidden_layers - half) + ["select_pack_attention"] * half
+def _selecting(part: int, config: FocusViTConfig, **options: Any) -> list[dict[str, Any]]:
+    """Select-and-pack attention in the last half (`part` = 2) or quarter (4) of the layers, whose gates start new."""
+    last = config.num_hidden_layers // part
+    kinds = ["full_attention"] * (config.num_hidden_layers - last) + ["select_pack_attention"] * last
     options = {"patch_pooling": "none", "layer_types": kinds, **options}
     return [{**options, "select_budget": step / _STEPS} for step in range(_STEPS, 0, -1)]
 
@@ -99,8 +99,9 @@ FAMILIES: dict[str, Callable[[FocusViTConfig], list[dict[str, Any]]]] = {
     "learned_fuse": partial(_leaving, "learned", "fuse"),
     "merge": _merging,
     "random": partial(_leaving, "random", "drop"),
-    "selected": _selecting,
-    "selected_by_score": partial(_selecting, select_threshold=0.5, select_supervision="budget"),
+    "selected": partial(_selecting, 2),
+    "selected_by_score": partial(_selecting, 2, select_threshold=0.5, select_supervision="budget"),
+    "selected_late": partial(_selecting, 4),
     "before_superpixel_soft": partial(_pooling, "superpixel", "soft", 0),
     "before_superpixel_hard": partial(_pooling, "superpixel", "hard", 0),
     "before_grid": partial(_pooling, "grid", "soft", 0),
@@ -111,7 +112,7 @@ FAMILIES: dict[str, Callable[[FocusViTConfig], list[dict[str, Any]]]] = {
     },
 }
 # What nobody would use before it is trained.
-UNTRAINED = ("learned", "learned_fuse", "selected", "selected_by_score")
+UNTRAINED = ("learned", "learned_fuse", "selected", "selected_by_score", "selected_late")
 
 
 def at_budget(family: str, dense: FocusViTConfig, budget: float) -> Row | None:
