@@ -11,8 +11,8 @@ again on the test split as a user would load it.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,17 +193,18 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     command = f"{run}/focusvit-tiny.json {bank} --out runs/focusvit-tiny"
     views = f"{recipe['views']} augmented views of each"
     fixed = sum(entry["views"] > 0 for entry in log["earlier"])
-    new = len(log["earlier"]) - fixed
+    rounds = _rounds(log["earlier"][fixed:])
     if not recipe["views"]:
         views = f"views drawn anew at every step, {recipe['mix']:.0%} of the batches mixed by mixup or cutmix"
         views += FIXED.format(count=fixed) if fixed else ""
-        views += NEW.format(count=new) if new else ""
+        views += NEW.format(count=sum(rounds)) if rounds else ""
         command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed"
-        if new:
-            changes = " ".join(
-                f"{name}={json.dumps(recipe[name], separators=(',', ':'))}" for name in ("stages", "ema_decay")
-            )
-            command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/mixed --change {changes} --out runs/mixed-2"
+        # The first round on new views is the recipe as it stands.
+        for number, epochs in enumerate([*rounds[1:], len(log["history"])] if rounds else [], start=2):
+            before = f"runs/mixed-{number - 1}" if number > 2 else "runs/mixed"
+            changes = f"stages=[[{SIZE},{epochs}]] ema_decay={recipe['ema_decay']}"
+            command += f"\n{run}/focusvit-tiny-mixed.json --begin {before} --change {changes}"
+            command += f" --out runs/mixed-{number}"
     record = TrainingRecord(
         dataset="Imagenette, a balanced part at 224 px",
         dataset_id="frgfm/imagenette",
@@ -220,9 +221,16 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    rounds = f", and once before, after the first {new} epochs on new views" if new else ""
-    taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=rounds)
+    looks = " and ".join(str(sum(rounds[: number + 1])) for number in range(len(rounds)))
+    earlier = f", and before, after {looks} epochs on new views" if rounds else ""
+    taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=earlier)
     return before + taught + "\n## Model\n" + head + LIMITS + licence
+
+
+def _rounds(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many epochs each round had whose entries follow one another."""
+    begins = [number for number, entry in enumerate(entries) if entry["epoch"] == 1]
+    return [end - begin for begin, end in pairwise([*begins, len(entries)])]
 
 
 def _seconds(log: Mapping[str, Any]) -> float:

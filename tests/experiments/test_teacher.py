@@ -185,12 +185,20 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     model = FocusViTForImageClassification.from_pretrained(tmp_path / "focusvit-mine")
     log["settings"]["recipe"] |= {"views": 0, "mix": 0.7}
     told = "views drawn anew at every step, 70% of the batches mixed by mixup or cutmix, after 1 epochs on fixed views"
-    again = "focusvit-tiny-mixed.json --begin runs/mixed --change stages=[[224,1]] ema_decay=0.998 --out runs/mixed-2"
+    mixed = "focusvit-tiny-mixed.json --begin runs"
+    change = "--change stages=[[224,1]] ema_decay=0.998 --out runs"
+    commands = [
+        f"{mixed}/focusvit-tiny --out runs/mixed",
+        f"{mixed}/mixed {change}/mixed-2",
+        f"{mixed}/mixed-2 {change}/mixed-3",
+    ]
     earlier = log["history"]
-    for rounds in (1, 2):
+    for rounds in (1, 2, 3):
         card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": earlier}, 7).split())
-        assert told in card and "focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed" in card
-        assert ("and 1 more on new ones" in card) == (again in card) == (rounds == 2)
+        assert told in card
+        assert [command in card for command in commands] == [rounds > number for number in range(3)]
+        assert (f"and {rounds - 1} more on new ones" in card) == (rounds > 1)
+        assert ("before, after 1 and 2 epochs on new views" in card) == (rounds == 3)
         earlier = [*earlier, {**earlier[0], "views": 0}]
 
 
