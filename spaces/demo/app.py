@@ -3,7 +3,7 @@ A web page that classifies an image with a FocusViT and shows what the answer re
 your own machine.
 
     pip install -r spaces/demo/requirements.txt
-    python spaces/demo/app.py --model model_cards/focusvit-tiny-imagenette
+    python spaces/demo/app.py --model model_cards/focusvit-tiny-imagenette-taught
 """
 
 import argparse

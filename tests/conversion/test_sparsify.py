@@ -117,6 +117,32 @@ def test_the_command_gives_a_faster_model_at_once(vit, tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
+def test_the_command_puts_gates_into_the_last_layers(vit, tmp_path, capsys):
+    vit.save_pretrained(tmp_path / "vit")
+    source = str(tmp_path / "vit")
+    assert main(["convert", source, str(tmp_path / "a"), "--select-budget", "0.3"]) == 0
+    told = capsys.readouterr().out
+    assert "fresh: layers.*.gate.weight" in told and "% less than the source's" in told
+    assert f"--model_name_or_path {tmp_path / 'a'} --teacher_model_name_or_path {source}" in told
+    config = FocusViTForImageClassification.from_pretrained(tmp_path / "a").config
+    assert config.layer_types == ["full_attention"] * 3 + ["select_pack_attention"]
+    assert (config.patch_pooling, config.select_budget, config.select_threshold) == ("none", 0.3, None)
+    options = ["--select-layers", "2", "--select-threshold", "0.5", "--select-budget", "0.3"]
+    main(["convert", source, str(tmp_path / "b"), *options, "--select-supervision", "budget"])
+    config = FocusViTForImageClassification.from_pretrained(tmp_path / "b").config
+    assert config.layer_types[1:] == ["full_attention", "select_pack_attention", "select_pack_attention"]
+    assert (config.select_threshold, config.select_supervision) == (0.5, "budget")
+    capsys.readouterr()
+    for options, message in (
+        (["--select-layers", "5"], "--select-layers up to the source's 4, got 5"),
+        (["--select-budget", "0.3", "--latent-layers", "1"], "--latent-layers or --select options, got both"),
+        (["--select-budget", "2"], "Expected select_budget in (0, 1]"),
+    ):
+        assert main(["convert", source, str(tmp_path / "c"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "c").exists()
+
+
 def test_the_cost_of_a_convolutional_stem_is_counted():
     config = FocusViTConfig.from_preset("focusvit-nano", patch_pooling="grid")
     side = config.image_height_and_width[0]

@@ -79,9 +79,10 @@ def test_recipes_are_accepted_and_flags_override_them(recipe, tmp_path):
     model_args, data_args, args = parse_arguments([str(recipe), *command], data_arguments=kind)
     # A fine-tune begins with a checkpoint.
     assert (model_args.preset is None) != (model_args.model_name_or_path is None)
-    # It is one that ships, but for what `focusvit convert` writes first (docs/guides/sparsify.md).
+    # It is one that ships, but for what `focusvit convert` writes first (docs/guides/sparsify.md and select.md).
     ships = model_args.model_name_or_path is not None and (ROOT / model_args.model_name_or_path).is_dir()
-    assert model_args.preset is not None or ships or recipe.stem == "imagenette-spot-vit-tiny"
+    converted = recipe.stem in ("imagenette-spot-vit-tiny", "imagenette-spa-vit-tiny")
+    assert model_args.preset is not None or ships or converted
     if model_args.preset is not None:
         FocusViTConfig.from_preset(model_args.preset, **json_object("", model_args.config_overrides))
     augmentation_config(data_args)

@@ -5,12 +5,14 @@ from typing import Any
 
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
+from ..selection_options import SELECT_PACK, SUPERVISIONS
 from ..sparsification_options import MODES, RELEVANCES
 from ..utils.messages import printable_lines
 from .arguments import add_new_folder, count, new_command
 
 
 _SPARSIFICATION = ("sparsification_mode", "sparsification_relevance")
+_SELECTION = ("select_budget", "select_threshold", "select_supervision")
 
 
 def add_convert_command(commands: argparse._SubParsersAction) -> None:
@@ -68,6 +70,26 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
         "has to be trained, or some at random",
     )
     command.add_argument(
+        "--select-layers",
+        type=count,
+        metavar="N",
+        help="turn the last N layers into layers of select-and-pack attention, whose gates have to be trained "
+        "(default: none; with another --select option a quarter of the layers)",
+    )
+    command.add_argument(
+        "--select-budget",
+        type=float,
+        metavar="SHARE",
+        help="the share of the tokens that those layers select; with --select-supervision budget the share of their "
+        "FLOPs that they spend on the average",
+    )
+    command.add_argument(
+        "--select-threshold", type=float, metavar="P", help="the sigmoid of a score from which on a token is selected"
+    )
+    command.add_argument(
+        "--select-supervision", choices=SUPERVISIONS, help="what the gates learn from where there are no masks"
+    )
+    command.add_argument(
         "--pooling-layer",
         type=count,
         metavar="LAYER",
@@ -85,18 +107,30 @@ def convert(arguments: argparse.Namespace) -> None:
     Turns a ViT, DeiT or DINOv2 checkpoint into a FocusViT with the same weights, and prints which weights were taken
     over and which are new.
     """
-    names = ("num_superpixels", "patch_pooling", "num_latents", "pooling_layer", *_SPARSIFICATION)
+    names = ("num_superpixels", "patch_pooling", "num_latents", "pooling_layer", *_SPARSIFICATION, *_SELECTION)
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
-    if arguments.latent_layers:
-        layers = load_source_config(arguments.source).num_hidden_layers
-        if arguments.latent_layers > layers:
-            raise ValueError(f"expected --latent-layers up to the source's {layers}, got {arguments.latent_layers}")
-        full = layers - arguments.latent_layers
-        overrides["layer_types"] = ["full_attention"] * full + ["latent_attention"] * arguments.latent_layers
-    overrides |= sparsification(arguments)
+    overrides |= layer_types(arguments) | sparsification(arguments)
     report = convert_to_folder(arguments.source, arguments.target, **overrides)
     print(printable_lines(f"{report}\n\nwrote {arguments.target}"))
+
+
+def layer_types(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The layers of another kind than the source's, the last ones; none where nobody asks for them."""
+    latent, selecting = arguments.latent_layers, arguments.select_layers
+    selects = selecting is not None or any(getattr(arguments, name) is not None for name in _SELECTION)
+    if latent is None and not selects:
+        return {}
+    if latent is not None and selects:
+        raise ValueError("expected --latent-layers or --select options, got both; Python takes any layer_types")
+    layers = load_source_config(arguments.source).num_hidden_layers
+    if selects:
+        kind, option, last = SELECT_PACK, "--select-layers", selecting or max(1, layers // 4)
+    else:
+        kind, option, last = "latent_attention", "--latent-layers", latent
+    if last > layers:
+        raise ValueError(f"expected {option} up to the source's {layers}, got {last}")
+    return {"layer_types": ["full_attention"] * (layers - last) + [kind] * last}
 
 
 def sparsification(arguments: argparse.Namespace) -> dict[str, Any]:

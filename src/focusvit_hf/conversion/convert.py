@@ -18,6 +18,7 @@ from ..errors import joined
 from ..image_sizes import fixed_size
 from ..modeling_focusvit import FocusViTForImageClassification, FocusViTModel, FocusViTPreTrainedModel
 from ..positions import FocusViTLearnedPosition
+from ..selection_options import SELECT_PACK
 from ..utils.messages import told_of
 from .loading import load_source
 from .processor import load_image_processor, processor_settings
@@ -103,9 +104,10 @@ def convert_vit_checkpoint(
     layers keep full attention. With `patch_pooling="none"` the model computes what the source computes. What `forward`
     of the source does with other resolutions, FocusViT does too.
 
-    With `sparsification_layers` tokens leave between the layers, and patches are not pooled unless that is asked for:
-    the layers see every patch first, which keeps far more of what the source can. A patch belongs to the superpixel
-    that covers most of it (`superpixel_assignment="hard"`), since mixtures of patches are foreign to the source.
+    With `sparsification_layers` tokens leave between the layers, and layers of select-and-pack attention
+    (`layer_types`) select some. Patches are not pooled then unless that is asked for: the layers see every patch
+    first, which keeps far more of what the source can. A patch belongs to the superpixel that covers most of it
+    (`superpixel_assignment="hard"`), since mixtures of patches are foreign to the source.
 
     With latent layers (`layer_types`) queries, keys, values, output projection and MLP come from the source's layer of
     the same index, and so does the norm of the context, which is that of the queries. The latents start as the tokens
@@ -263,7 +265,8 @@ def _target_config(
         if name in overrides and overrides[name] != getattr(own, name):
             raise ValueError(f"Expected {name}={getattr(own, name)!r} as the source has it, got {overrides[name]!r}.")
     settings = {**source.settings, **_DEFAULTS, "layer_types": _full(source.settings), **overrides}
-    if overrides.get("sparsification_layers") and not {"patch_pooling", "num_superpixels"} & overrides.keys():
+    leaves_out = overrides.get("sparsification_layers") or SELECT_PACK in (overrides.get("layer_types") or ())
+    if leaves_out and not {"patch_pooling", "num_superpixels"} & overrides.keys():
         settings["patch_pooling"] = "none"
     if settings["patch_pooling"] == "superpixel" and settings["embedding_type"] == "patch":
         settings.setdefault("superpixel_assignment", "hard")

@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
 # Of an image that is prepared: what no model comes near, and a machine can still hold.
 _LONGEST_SIDE = 8192
 # Where the source tree keeps the checkpoint that the commands take by default; a wheel does not bring it.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-imagenette"
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-imagenette-taught"
 
 
 def load_checkpoint(
