@@ -64,7 +64,7 @@ class FocusViTPreTrainedModel(PreTrainedModel):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
             else:
                 init.lecun_normal_(module.weight)
-        elif getattr(module, "begins_at_zero", False):
+        elif isinstance(module, nn.BatchNorm2d) and getattr(module, "begins_at_zero", False):
             init.zeros_(module.weight)
         elif isinstance(module, FocusViTSelectionGate):
             init.constant_(module.bias, GATE_BIAS)

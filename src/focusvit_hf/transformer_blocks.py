@@ -91,5 +91,5 @@ def keep_variance(*layers: Any) -> None:
 
 
 def begin_at_zero(norm: Any) -> None:
-    """Marks the norm that ends a residual branch: its weights begin at zero, so that the branch adds nothing."""
+    """Marks the batch norm that ends a residual branch: its weights begin at zero, so that the branch adds nothing."""
     norm.begins_at_zero = True
