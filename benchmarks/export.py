@@ -41,6 +41,7 @@ from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json, write_json
 
 
+NANO = Path(__file__).resolve().parents[1] / "model_cards" / "focusvit-nano-cifar10"
 BATCH_SIZES = (1, 32)
 NUMBERS = ("float32", "int8")
 TEST_BATCH = 250
@@ -161,7 +162,7 @@ def systems(exports: Path) -> dict[str, tuple[Any, Any]]:
     tiny = FocusViTForImageClassification(config).eval()
     models = {
         "focusvit-tiny": (tiny, FocusViTImageProcessor.from_model_config(config)),
-        "focusvit-nano": load_checkpoint(),
+        "focusvit-nano": load_checkpoint(str(NANO)),
     }
     for name, pair in models.items():
         for number, quantization in (("float32", None), ("int8", "int8")):
