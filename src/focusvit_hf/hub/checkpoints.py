@@ -19,8 +19,8 @@ Model = TypeVar("Model", bound=FocusViTPreTrainedModel)
 
 # Of an image that is prepared: what no model comes near, and a machine can still hold.
 _LONGEST_SIDE = 8192
-# Where the source tree keeps the checkpoint that the commands take by default; a wheel does not bring it. It is the one
-# that was trained with several numbers of superpixels, since the commands take any.
+# Where the source tree keeps the checkpoint that the commands take by default; a wheel does not bring it. It was
+# trained with several numbers of superpixels, since the commands take any.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-imagenette"
 
 
