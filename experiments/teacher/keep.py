@@ -102,7 +102,8 @@ FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {coun
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
-The number of superpixels was 49 in every step of training, so that other numbers were not measured.
+The number of superpixels was 49 in every step of training; `python -m experiments.robustness.checkpoints` measures
+what another number costs.
 [training_log.json](training_log.json) has the recipe and every epoch.
 
 """
