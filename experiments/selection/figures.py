@@ -33,10 +33,9 @@ from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.data import training_and_evaluation
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
-from experiments.selection.run import normalised, outcomes
+from experiments.selection.run import normalised, outcomes, set_threshold
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.segmentation_maps import decode_mask
-from focusvit_hf.select_pack_attention import FocusViTSelectPackLayer
 from focusvit_hf.token_choice import largest
 from focusvit_hf.training.objective import require_finite
 from focusvit_hf.training.sparsification import is_predictor
@@ -94,13 +93,6 @@ def teach(
             step += 1
         require_finite(float(loss.detach()), step)
     model.eval()
-
-
-def set_threshold(model: FocusViTForImageClassification, threshold: float) -> None:
-    """The threshold of all layers that select."""
-    for layer in model.focusvit.layers:
-        if isinstance(layer, FocusViTSelectPackLayer):
-            layer.threshold = threshold
 
 
 def chosen_threshold(model: FocusViTForImageClassification, images: torch.Tensor, masks: torch.Tensor) -> float:

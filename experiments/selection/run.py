@@ -29,6 +29,7 @@ from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.results import Beginning, folder_of, runs_left, write_result
 from experiments.selection.composites import composites
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
+from focusvit_hf.select_pack_attention import FocusViTSelectPackLayer
 from focusvit_hf.token_choice import largest
 from focusvit_hf.token_selection import cost_share
 
@@ -86,6 +87,13 @@ def select_at_random(model: FocusViTForImageClassification) -> None:
 
     for index in range(FIRST, DEPTH):
         model.focusvit.layers[index]._choice = partial(choose, index)  # type: ignore[assignment]
+
+
+def set_threshold(model: FocusViTForImageClassification, threshold: float) -> None:
+    """The threshold of all layers that select."""
+    for layer in model.focusvit.layers:
+        if isinstance(layer, FocusViTSelectPackLayer):
+            layer.threshold = threshold
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
@@ -165,8 +173,7 @@ def run(name: str, seed: int, fields: dict[str, Any], recipe: dict[str, Any], op
     if "select_threshold" in fields:
         about["thresholds"] = {}
         for threshold in THRESHOLDS:
-            for layer in model.focusvit.layers[FIRST:]:
-                layer.threshold = threshold  # type: ignore[assignment]
+            set_threshold(model, threshold)
             others, found = outcomes(model, images, masks, evaluation.labels)
             about["thresholds"][str(threshold)] = {"accuracy": float(others.mean()), **found}
     return write_result(options["folder"] / f"{name}-seed{seed}.json", about, right, beginning)

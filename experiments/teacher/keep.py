@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +199,14 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
         views = f"views drawn anew at every step, {recipe['mix']:.0%} of the batches mixed by mixup or cutmix"
         views += FIXED.format(count=fixed) if fixed else ""
         views += NEW.format(count=sum(rounds)) if rounds else ""
-        command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out runs/mixed"
+        folder = "runs/mixed"
+        command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out {folder}"
         # The first round on new views is the recipe as it stands.
-        for number, epochs in enumerate([*rounds[1:], len(log["history"])] if rounds else [], start=2):
-            before = f"runs/mixed-{number - 1}" if number > 2 else "runs/mixed"
+        for number, epochs in enumerate([*rounds, len(log["history"])][1:], start=2):
             changes = f"stages=[[{SIZE},{epochs}]] ema_decay={recipe['ema_decay']}"
-            command += f"\n{run}/focusvit-tiny-mixed.json --begin {before} --change {changes}"
-            command += f" --out runs/mixed-{number}"
+            command += f"\n{run}/focusvit-tiny-mixed.json --begin {folder} --change {changes}"
+            folder = f"runs/mixed-{number}"
+            command += f" --out {folder}"
     record = TrainingRecord(
         dataset="Imagenette, a balanced part at 224 px",
         dataset_id="frgfm/imagenette",
@@ -222,7 +223,7 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    looks = " and ".join(str(sum(rounds[: number + 1])) for number in range(len(rounds)))
+    looks = " and ".join(map(str, accumulate(rounds)))
     earlier = f", and before, after {looks} epochs on new views" if rounds else ""
     taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=earlier)
     return before + taught + "\n## Model\n" + head + LIMITS + licence
