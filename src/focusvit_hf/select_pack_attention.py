@@ -17,7 +17,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_focusvit import FocusViTConfig
 from .regions import Regions
-from .selection_options import SELECT_PACK, selection_threshold, selects_statically
+from .selection_options import SELECT_PACK, selection_threshold, selects_statically, selects_tokens
 from .sparsification_options import kept_counts
 from .token_choice import gather_tokens, straight_through, straight_through_choice
 from .token_packing import Packing
@@ -288,7 +288,7 @@ def check_masks(config: FocusViTConfig, pixel_values: torch.Tensor, masks: torch
     """Raises ValueError where `selection_masks` are given that the model cannot take."""
     if masks is None:
         return
-    if SELECT_PACK not in (config.layer_types or ()):
+    if not selects_tokens(config):
         raise ValueError(
             f"Expected no selection_masks: no layer of this model's layer_types is {SELECT_PACK!r}, got masks of "
             f"shape {tuple(masks.shape)}."

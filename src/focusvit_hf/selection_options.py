@@ -9,6 +9,11 @@ SUPERVISIONS = ("budget", "teacher", "saliency")
 DEFAULT_THRESHOLD = 0.5
 
 
+def selects_tokens(config: Any) -> bool:
+    """Whether a layer is one of select-and-pack attention."""
+    return SELECT_PACK in (config.layer_types or ())
+
+
 def selects_statically(config: Any) -> bool:
     """Whether each image selects the same number of tokens, `select_budget` of them, as compiled graphs need it."""
     return config.select_budget is not None and config.select_threshold is None
@@ -28,7 +33,7 @@ def check_selection(config: Any) -> None:
     supervision = config.select_supervision
     if supervision is None:
         return
-    if SELECT_PACK not in (config.layer_types or ()):
+    if not selects_tokens(config):
         raise ValueError(
             f"Expected a layer of layer_types to be {SELECT_PACK!r} with select_supervision={supervision!r}, got none."
         )

@@ -7,7 +7,7 @@ from ..configuration_focusvit import FocusViTConfig
 from ..hub.model_card import model_card
 from ..hub.training_record import TrainingRecord
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..selection_options import SELECT_PACK
+from ..selection_options import selects_tokens
 from ..utils.files import new_folder, write_whole
 from ..utils.messages import told_of
 from .convert import ConversionReport, convert_vit_checkpoint
@@ -67,5 +67,4 @@ def convert_to_folder(source: str | Path, target: str | Path, **config_overrides
 
 def _loses(config: FocusViTConfig) -> bool:
     """Whether the model sees fewer tokens than its source."""
-    selects = SELECT_PACK in (config.layer_types or ())
-    return config.patch_pooling != "none" or bool(config.sparsification_layers) or selects
+    return config.patch_pooling != "none" or bool(config.sparsification_layers) or selects_tokens(config)

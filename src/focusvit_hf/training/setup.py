@@ -13,7 +13,7 @@ import transformers
 from transformers import enable_full_determinism, set_seed
 
 from ..image_processing_focusvit import FocusViTImageProcessor
-from ..selection_options import SELECT_PACK
+from ..selection_options import SELECT_PACK, selects_tokens
 from ..utils.names import check_identifier
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from .augmentation import AugmentationConfig
@@ -126,7 +126,7 @@ def selection_column(data_args: DataTrainingArguments, config: Any, args: Traini
     """
     name = data_args.selection_column_name
     given = name is not None or getattr(data_args, "selection_from_labels", False)
-    if given and SELECT_PACK not in (config.layer_types or ()):
+    if given and not selects_tokens(config):
         raise ValueError(
             f"expected a model with layers of {SELECT_PACK!r} for --selection_column_name and "
             "--selection_from_labels, got one that selects nothing"
