@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -61,14 +62,21 @@ def _abort(process: subprocess.Popen) -> None:
     if process.poll() is not None:
         return
     parent = psutil.Process(process.pid)
-    # The descendants first: one that sees its parent go would go, too, and not tell where it stood.
-    tree = [*reversed(parent.children(recursive=True)), parent]
-    for send in (signal.SIGABRT, signal.SIGKILL):
-        for each in tree:
-            if each.is_running():
-                each.send_signal(send)
-        psutil.wait_procs(tree, timeout=_SECONDS_FOR_STACKS)
+    tree = [*parent.children(recursive=True), parent]
+    # All are stopped before any is told to abort: one that sees another go would go on, and not tell where it stood.
+    for send in (signal.SIGSTOP, signal.SIGABRT, signal.SIGCONT):
+        _send(tree, send)
+    _, alive = psutil.wait_procs(tree, timeout=_SECONDS_FOR_STACKS)
+    _send(alive, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_SECONDS_FOR_STACKS)
     process.wait()
+
+
+def _send(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        # It may have ended in the meantime, which is what is wanted.
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def run_on_two_processes(command: list[str], env: dict[str, str]) -> None:
