@@ -79,20 +79,27 @@ def _send(processes: list[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
+def through_loopback() -> dict[str, str]:
+    """
+    Variables by which processes talk through the loopback interface, since the address of the host's name may lie
+    behind a network that drops what a machine sends to itself. Empty where the interface has another name.
+    """
+    name = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}
+
+
 def run_on_two_processes(command: list[str], env: dict[str, str]) -> None:
     """
     Runs a script and its arguments under torchrun with two processes on the CPU.
 
-    The two talk through the loopback interface, since the address of the host's name may lie behind a network that
-    drops what a machine sends to itself. Where they still wait for each other for ever, as happened once in some
-    hundred runs, the stacks become a warning and the command is run once more.
+    The two talk through the loopback interface. Where they still wait for each other for ever, as happened once in
+    some hundred runs, the stacks become a warning and the command is run once more.
 
     Raises:
         AssertionError: If the script fails, or hangs twice; with its output.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    env = {**env, "GLOO_SOCKET_IFNAME": loopback} if loopback else env
+    env = {**env, **through_loopback()}
     for attempt in range(2):
         try:
             done = run_command([*torchrun, "--nproc_per_node", "2", *command], env=env)
