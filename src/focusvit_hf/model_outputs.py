@@ -1,10 +1,12 @@
 """What the models return."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput
 
 
 class TokenStage(NamedTuple):
@@ -33,7 +35,7 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
     kept_tokens (`tuple` of `torch.LongTensor` of shape `(batch_size, k_s)`, *optional*):
         With `sparsification_layers` which of the N tokens stay after each stage, in ascending order. Of tokens that
         were merged it is the one that the others joined; a fused token is none of them. None where `kept_masks` are
-        given.
+        given. An item of the outputs in training and where there are labels, else an attribute alone.
     kept_masks (`tuple` of `torch.FloatTensor` of shape `(batch_size, N)`, *optional*):
         In training with a learned relevance, in which no token leaves: 1 for tokens that stay after each stage, 0 for
         dropped ones. They carry the gradients of the choice.
@@ -41,7 +43,8 @@ class FocusViTModelOutput(BaseModelOutputWithPooling):
         With `sparsification_layers` and a last layer of full attention the final states of the tokens of
         `kept_tokens[-1]`, or of all N where `kept_masks` are given: what a dense teacher's tokens are compared with.
     selected_tokens (`tuple` of `torch.BoolTensor` of shape `(batch_size, N)`, *optional*):
-        Which of the N tokens each layer of select-and-pack attention selected.
+        Which of the N tokens each layer of select-and-pack attention selected. An item or an attribute as
+        `kept_tokens`.
     selection_loss (`torch.FloatTensor` of shape `()`, *optional*):
         What the gates of those layers add to the loss, its weight included: where `selection_masks` are given, and in
         training with `select_supervision` `"budget"` or `"saliency"`.
@@ -75,3 +78,26 @@ class FocusViTImageClassifierOutput(ImageClassifierOutput):
     kept_masks: tuple[torch.Tensor, ...] | None = None
     token_states: torch.Tensor | None = None
     selected_tokens: tuple[torch.Tensor, ...] | None = None
+
+
+def tell_of_layers(outputs: ModelOutput, told: Mapping[str, tuple[Any, ...] | None], as_items: bool) -> None:
+    """
+    Puts into the outputs of a model what has an entry for each layer or stage, by name; None is left out.
+
+    Who splits a batch into its images, as pipelines do, takes the first axis of every item of the outputs for the
+    images, but for `hidden_states` and `attentions`. So these become items only where losses are computed, which the
+    items reach through any wrapper around the model, and attributes alone elsewhere.
+
+    Args:
+        outputs (`ModelOutput`): Changed in place.
+        told (mapping): The entries, whose names are fields of `outputs`.
+        as_items (`bool`): Whether they become items, too.
+    """
+    for name, entries in told.items():
+        if entries is None:
+            continue
+        if as_items:
+            outputs[name] = entries
+        else:
+            # The own method of `ModelOutput` would make an item of it.
+            object.__setattr__(outputs, name, entries)

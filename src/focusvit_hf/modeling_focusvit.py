@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_focusvit import FocusViTConfig
 from .embeddings import FocusViTEmbeddings
 from .latent_attention import FocusViTAttention
-from .model_outputs import FocusViTImageClassifierOutput, FocusViTModelOutput, TokenStage
+from .model_outputs import FocusViTImageClassifierOutput, FocusViTModelOutput, TokenStage, tell_of_layers
 from .positions import FocusViTLearnedPosition
 from .regions import Regions
 from .select_pack_attention import FocusViTSelectPackLayer, TokenSelection, check_masks
@@ -281,14 +281,18 @@ class FocusViTModel(FocusViTPreTrainedModel):
 
         sequence = self.layernorm(stream)
         pooled = sequence[:, 0]
-        return FocusViTModelOutput(
+        told = {} if choice is None else choice.outputs(sequence, state, ends_in_tokens=context is None)
+        told.update({} if selection is None else selection.outputs())
+        of_layers = {name: told.pop(name, None) for name in ("kept_tokens", "selected_tokens")}
+        outputs = FocusViTModelOutput(
             last_hidden_state=sequence,
             pooler_output=pooled if self.pooler is None else self.pooler(pooled),
             patch_mean=self._patch_mean(sequence, state.weights() if context is None else None),
-            **({} if choice is None else choice.outputs(sequence, state, ends_in_tokens=context is None)),
-            **({} if selection is None else selection.outputs()),
+            **told,
             **({"token_stages": tuple(stages), "units": units[0]} if output_stages else {}),
         )
+        tell_of_layers(outputs, of_layers, as_items=self.training)
+        return outputs
 
     def _region_ids(
         self, pixel_values: torch.Tensor, superpixel_ids: torch.Tensor | None, before_pooling: bool = False
@@ -435,17 +439,18 @@ class FocusViTForImageClassification(FocusViTPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
             loss = loss if aux_loss is None else loss + aux_loss.to(loss)
-        return FocusViTImageClassifierOutput(
+        found = FocusViTImageClassifierOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             aux_loss=aux_loss,
-            kept_tokens=outputs.kept_tokens,
             kept_masks=outputs.kept_masks,
             token_states=outputs.token_states,
-            selected_tokens=outputs.selected_tokens,
         )
+        of_layers = {"kept_tokens": outputs.kept_tokens, "selected_tokens": outputs.selected_tokens}
+        tell_of_layers(found, of_layers, as_items=self.training or labels is not None)
+        return found
 
 
 __all__ = ["FocusViTForImageClassification", "FocusViTModel", "FocusViTPreTrainedModel"]

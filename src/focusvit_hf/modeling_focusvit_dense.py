@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_focusvit import FocusViTConfig
 from .lay_back import values_of_cells
-from .model_outputs import TokenStage
+from .model_outputs import TokenStage, tell_of_layers
 from .modeling_focusvit import FocusViTModel, FocusViTPreTrainedModel
 from .segmentation_head import FocusViTSegmentationHead
 from .segmentation_options import require_dense
@@ -113,15 +113,17 @@ class FocusViTForSemanticSegmentation(FocusViTDenseModel):
             loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index, **kwargs)
             added = outputs.selection_loss
             loss = loss if added is None else loss + added.to(loss)
-        return FocusViTSemanticSegmenterOutput(
+        found = FocusViTSemanticSegmenterOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             superpixel_ids=stage.region_ids.expand(logits.shape[0], -1, -1),
             aux_loss=outputs.selection_loss,
-            selected_tokens=outputs.selected_tokens,
         )
+        of_layers = {"selected_tokens": outputs.selected_tokens}
+        tell_of_layers(found, of_layers, as_items=self.training or labels is not None)
+        return found
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
         expected = (pixel_values.shape[0], *pixel_values.shape[-2:])

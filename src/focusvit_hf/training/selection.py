@@ -232,7 +232,7 @@ class SelectedShare:
 
     def add(self, outputs: Any) -> None:
         """Counts a batch, of whose model these are the outputs; a model that selects nothing counts for nothing."""
-        selected = outputs.get("selected_tokens") if isinstance(outputs, Mapping) else None
+        selected = getattr(outputs, "selected_tokens", None)
         if not selected:
             return
         # It stays on its device, so that no step waits for it.

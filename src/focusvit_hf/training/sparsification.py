@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.utils import ModelOutput
 
 
 # Where the parameters of a learned choice of tokens lie in a model: SPOT's predictors and SPA's gates.
@@ -36,14 +37,14 @@ def require_predictors(model: nn.Module, rate: float | None, frozen_epochs: floa
         )
 
 
-def token_distillation_loss(outputs: Mapping[str, Any], teacher_tokens: torch.Tensor) -> torch.Tensor:
+def token_distillation_loss(outputs: ModelOutput, teacher_tokens: torch.Tensor) -> torch.Tensor:
     """
     How far the tokens that stayed are from the same tokens of a dense teacher: the mean of their squared differences,
     channel by channel (Rao et al. 2021, equation 8).
 
     Args:
-        outputs (mapping): What a model with `sparsification_layers` returns: `token_states`, with `kept_tokens`, or in
-            training with a learned choice with `kept_masks`.
+        outputs (`ModelOutput`): What a model with `sparsification_layers` returns: `token_states`, with `kept_tokens`,
+            or in training with a learned choice with `kept_masks`.
         teacher_tokens (`torch.FloatTensor` of shape `(batch_size, N, hidden_size)`): The teacher's final states.
 
     Raises:
@@ -52,7 +53,8 @@ def token_distillation_loss(outputs: Mapping[str, Any], teacher_tokens: torch.Te
     states = outputs.get("token_states")
     if states is None:
         raise ValueError("expected a model with sparsification_layers that ends in full attention, got another")
-    masks, kept = outputs.get("kept_masks"), outputs.get("kept_tokens")
+    # Outside of training the places are an attribute and no item.
+    masks, kept = outputs.get("kept_masks"), getattr(outputs, "kept_tokens", None)
     teacher_tokens = teacher_tokens.detach()
     if masks is None and kept is not None:
         index = kept[-1][..., None].expand(-1, -1, teacher_tokens.shape[-1])
