@@ -244,6 +244,24 @@ def test_with_token_sparsification(spa_model, pixels, ids, relevance, mode, budg
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_of_tokens_that_nothing_attends_to_those_with_the_higher_scores_stay(spa_model, pixels, ids, monkeypatch):
+    scores = []
+    forward = FocusViTSelectPackLayer.forward
+
+    def spy(self, *args, **kwargs):
+        found = forward(self, *args, **kwargs)
+        scores.append(found[1])
+        return found
+
+    monkeypatch.setattr(FocusViTSelectPackLayer, "forward", spy)
+    model = spa_model("late", select_budget=0.3, sparsification_layers=[2], keep_ratio=0.6, descriptor_window=1)
+    outputs = run(model, pixels, ids)
+    (selected, _), (kept,) = outputs.selected_tokens, outputs.kept_tokens
+    for image in range(4):
+        best = scores[0][image].masked_fill(selected[image], torch.inf).topk(kept.shape[1]).indices
+        assert sorted(best.tolist()) == kept[image].tolist()
+
+
 def test_with_pooling_at_depth(spa_model, pixels, ids):
     model = spa_model("spa", pooling_layer=1, num_superpixels=4, patch_pooling="grid")
     outputs = run(model, pixels, selection_masks=torch.rand(4, 32, 32))

@@ -54,9 +54,23 @@ def straight_through_choice(
     return straight_through(soft, threshold, count, ranked) * kept
 
 
+def descending_places(values: torch.Tensor) -> torch.Tensor:
+    """
+    The places of `values` `(batch_size, T)` from the largest on, of equal ones the first place first: `topk` orders
+    those as it likes, and each runtime otherwise, so that an exported model would choose other tokens.
+    """
+    if not torch.compiler.is_compiling():
+        return values.sort(dim=1, descending=True, stable=True).indices
+    # ONNX has no stable sort, but no two ranks are equal.
+    rows, columns = values[:, :, None], values[:, None, :]
+    earlier = torch.ones(values.shape[1], values.shape[1], dtype=torch.bool, device=values.device).tril(-1)
+    ranks = ((columns > rows) | ((columns == rows) & earlier)).sum(dim=2)
+    return ranks.topk(values.shape[1], dim=1, largest=False).indices
+
+
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """1 for the `count` largest of each row of `values` `(batch_size, T)`, 0 for the others, float32."""
-    return torch.zeros_like(values, dtype=torch.float32).scatter(1, values.topk(count, dim=1).indices, 1.0)
+    """1 for the first `count` of [`descending_places`] of `values` `(batch_size, T)`, 0 for the others, float32."""
+    return torch.zeros_like(values, dtype=torch.float32).scatter(1, descending_places(values)[:, :count], 1.0)
 
 
 def straight_through(
@@ -88,7 +102,8 @@ def ratio_loss(masks: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.
 
 def most_relevant(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The places of the `count` highest scores and those of the others, each in ascending order.
+    The places of the `count` highest scores and those of the others, each in ascending order. Of equal scores the
+    first ones are the higher.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, T)`): Relevance.
@@ -97,7 +112,7 @@ def most_relevant(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch
     Returns:
         `torch.LongTensor` of shapes `(batch_size, k)` and `(batch_size, T - k)`.
     """
-    order = scores.topk(scores.shape[1], dim=1).indices
+    order = descending_places(scores)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .sparsification_options import require_mergeable
+from .token_choice import descending_places
 
 
 _SMALLEST_WEIGHT = 1e-6
@@ -35,7 +36,7 @@ def match_tokens(keys: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
     require_mergeable(num_tokens, count)
     keys = nn.functional.normalize(keys.float(), dim=-1)
     best, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(dim=-1)
-    order = best.topk(best.shape[1], dim=1).indices
+    order = descending_places(best)
     merged, left = order[:, :num_merged], order[:, num_merged:]
     second = torch.arange(1, num_tokens, 2, device=keys.device).expand(keys.shape[0], -1)
     stay = torch.cat((2 * left, second), dim=1).sort(dim=1).values

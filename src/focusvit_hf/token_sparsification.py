@@ -199,7 +199,12 @@ class FocusViTTokenSparsification(nn.Module):
             return scores if state.places is None else scores.gather(1, state.places)
         maps = [state.observed[index] for index in self.window(layer)]
         if relevance == "attention":
-            return torch.stack(maps).mean(dim=0)
+            attention = torch.stack(maps).mean(dim=0)
+            if state.scores is None:
+                return attention
+            # Nothing attends to tokens that no layer selected: among them the gate decides, below all others.
+            below = state.scores[:, : attention.shape[1]].to(attention).sigmoid() - 1
+            return torch.where(attention > 0, attention, below)
         described = [torch.stack([each[:, :, :3] for each in maps]).mean(dim=0)]
         rows = [each[:, :, 3:] for each in maps if each.shape[2] > 3]
         if rows:

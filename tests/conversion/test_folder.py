@@ -424,7 +424,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 # The command.
 
 
-def test_the_command_prints_where_the_tensors_come_from(tmp_path, capsys):
+def test_the_command_prints_where_the_tensors_come_from(tmp_path, capsys, caplog):
     write_source(tmp_path / "source", card="---\nlicense: mit\n---\n")
     target = tmp_path / "target"
     options = ["--num-superpixels", "2x4", "--latent-layers", "1", "--num-latents", "3"]
@@ -433,6 +433,7 @@ def test_the_command_prints_where_the_tensors_come_from(tmp_path, capsys):
     assert "ViTForImageClassification -> FocusViTForImageClassification\n  copied: 40 tensors" in printed
     assert "derived: latents: tokens of an empty image before layer 1" in printed
     assert f"wrote {target}" in printed
+    assert "Not all of the source was kept" not in caplog.text
     config = FocusViTForImageClassification.from_pretrained(target).config
     assert config.num_superpixels == [2, 4]
     assert config.layer_types == ["full_attention", "latent_attention"]

@@ -41,6 +41,15 @@ def test_onnx_runtime_selects_the_same_tokens(tiny_model, tmp_path):
     assert selected.sum(dim=2).unique().tolist() == [6]
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_onnx_runtime_drops_the_same_of_tokens_that_nothing_attends_to(tiny_model, tmp_path):
+    layers = ["full_attention", "select_pack_attention", "full_attention"]
+    options = {"num_hidden_layers": 3, "layer_types": layers, "sparsification_layers": [2], "keep_ratio": 0.6}
+    model = tiny_model(**options, patch_pooling="none", select_budget=0.3)
+    # It runs the graph, and refuses one whose logits are not the model's.
+    export_model(model, FocusViTImageProcessor.from_model_config(model.config), tmp_path / "graph", batch_size=3)
+
+
 def test_a_budget_is_exported_and_a_threshold_refused(tiny_model, tmp_path):
     options = {"export_format": "torch-export", "graph_input": "pixel_values"}
     model = tiny_model(**LAYERS, patch_pooling="none", select_budget=0.4)

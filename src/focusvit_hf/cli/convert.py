@@ -1,8 +1,10 @@
 """`focusvit convert`: a FocusViT made of a ViT, DeiT or DINOv2 checkpoint."""
 
 import argparse
+import logging
 from typing import Any
 
+from ..conversion.convert import logger as conversion_logger
 from ..conversion.folder import convert_to_folder
 from ..conversion.loading import load_source_config
 from ..selection_options import SELECT_PACK, SUPERVISIONS
@@ -111,7 +113,13 @@ def convert(arguments: argparse.Namespace) -> None:
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     overrides |= layer_types(arguments) | sparsification(arguments)
-    report = convert_to_folder(arguments.source, arguments.target, **overrides)
+    level = conversion_logger.level
+    # The report is printed, and the warning of what was not kept would say it twice.
+    conversion_logger.setLevel(logging.ERROR)
+    try:
+        report = convert_to_folder(arguments.source, arguments.target, **overrides)
+    finally:
+        conversion_logger.setLevel(level)
     print(printable_lines(f"{report}\n\nwrote {arguments.target}"))
 
 
