@@ -7,6 +7,7 @@ from PIL import Image
 
 from focusvit_hf.explanation import Explanation, draw_sheet
 from focusvit_hf.explanation.overlays import LINE_COLOUR
+from focusvit_hf.explanation.sheet import named
 from focusvit_hf.lay_back import Box
 
 
@@ -68,3 +69,11 @@ def test_a_narrow_image_has_a_column_that_a_title_fits_into():
     row = np.asarray(draw_sheet([explanation((40, 330))], ["narrow"]))
     assert row.shape[1] == 18 + 3 * (220 + 18)
     assert (row[-30:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [([4], "layer 4"), ([8, 9], "layers 8, 9"), ([8, 9, 10, 11], "layers 8 to 11"), ([3, 6, 9], "layers 3, 6, 9")],
+)
+def test_layers_have_short_names(layers, name):
+    assert named(layers) == name

@@ -1,7 +1,7 @@
 """Sheets that show what a model sees and what its answer rests on: an image, its regions, its heat map in a row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,20 @@ def draw_sheet(explanations: Sequence[Explanation], titles: Sequence[str]) -> Im
     return sheet
 
 
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers with commas between them."""
+    return ", ".join(map(str, numbers))
+
+
+def named(layers: Sequence[int]) -> str:
+    """Layers by their numbers, three and more neighbours as the first and the last."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layers {listed(layers)}"
+
+
 def _draw_row(explanation: Explanation, title: str) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,18 +74,13 @@ def _draw_row(explanation: Explanation, title: str) -> Image.Image:
             image, explanation.heat()
         ),
     }
-    if explanation.layers:
-        layers, numbers = (", ".join(map(str, values)) for values in (explanation.layers, map(len, explanation.kept)))
-        panels[f"tokens that stay before layers {layers}: {numbers}"] = draw_kept(
-            image, explanation.stages_passed(), len(explanation.layers)
-        )
-    if explanation.selecting_layers:
-        layers, numbers = (
-            ", ".join(map(str, values)) for values in (explanation.selecting_layers, map(len, explanation.selected))
-        )
-        panels[f"tokens selected by layers {layers}: {numbers}"] = draw_kept(
-            image, explanation.times_selected(), len(explanation.selecting_layers)
-        )
+    for layers, tokens, what, levels in (
+        (explanation.layers, explanation.kept, "tokens stay before", explanation.stages_passed),
+        (explanation.selecting_layers, explanation.selected, "selected by", explanation.times_selected),
+    ):
+        if layers:
+            title_of_panel = f"{listed(map(len, tokens))} {what} {named(layers)}"
+            panels[title_of_panel] = draw_kept(image, levels(), len(layers))
     drawn = {printable(text): _at_panel_size(panel) for text, panel in panels.items()}
     wide, tall = next(iter(drawn.values())).size
     # Type grows with the images, so that it stays readable when a large sheet is looked at as a whole.
