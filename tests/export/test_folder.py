@@ -133,6 +133,13 @@ def test_a_model_without_superpixels_gives_logits_only(tiny_model, tmp_path, var
     torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", [{"patch_pooling": "none"}, {"patch_pooling": "grid", "embedding_type": "patch"}])
+def test_onnx_folds_the_constants_of_small_images_without_superpixels(tiny_model, tmp_path, variant):
+    model = tiny_model(**variant, num_hidden_layers=1)
+    # It runs the graph, and refuses one whose logits are not the model's.
+    export_model(model, processor_of(model), tmp_path / "out")
+
+
 @pytest.mark.parametrize("graph_input", VARIANTS)
 def test_the_folder_says_what_to_feed(exported, graph_input):
     model, processor, folder = exported(graph_input, "onnx")

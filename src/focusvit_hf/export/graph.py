@@ -47,21 +47,24 @@ class ModelGraph(nn.Module):
 class ImageGraph(nn.Module):
     """[`ModelGraph`] behind what the processor does to an image of the right size."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(self, model: ExportedModel, image_processor: FocusViTImageProcessor):
         super().__init__()
         self.inner = ModelGraph(model)
         self.white = 1 / image_processor.rescale_factor if image_processor.do_rescale else 1.0
         normalizes = image_processor.do_normalize
-        for name, values, idle in (("mean", image_processor.image_mean, 0.0), ("std", image_processor.image_std, 1.0)):
+        mean, std = image_processor.image_mean, image_processor.image_std
+        # No name of an operation: the exporter calls a constant that it computes by the operation's name, and refuses
+        # a graph with two constants of one name.
+        for name, values, idle in (("pixel_mean", mean, 0.0), ("pixel_std", std, 1.0)):
             channels = torch.tensor(values if normalizes else idle, dtype=torch.float32)
             self.register_buffer(name, channels.view(-1, 1, 1), persistent=False)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """`(batch_size, channels, height, width)` in uint8 to float32."""
-        return (images.float() / self.white - self.mean) / self.std
+        return (images.float() / self.white - self.pixel_mean) / self.pixel_std
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.inner(self.normalize(images))
