@@ -239,12 +239,10 @@ class Loop:
             raise ValueError("expected --do_eval or --eval_strategy to evaluate, got neither")
         metric, losses, selected = TopKAccuracy(keep_in_memory=True), [], SelectedShare()
         self.model.eval()
-        with self.averaged():
+        with self.averaged(), selected.counted(self.accelerator.unwrap_model(self.model)):
             for batch in self.eval_loader:
                 labels = batch.pop("labels")
-                outputs = self.model(**batch)
-                selected.add(outputs)
-                logits = outputs["logits"]
+                logits = self.model(**batch)["logits"]
                 result = soft_cross_entropy(logits, labels, reduction="none"), ranked(logits), labels
                 loss, ranks, truths = self.accelerator.gather_for_metrics(result)
                 losses.append(loss)

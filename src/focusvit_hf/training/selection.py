@@ -1,6 +1,7 @@
 """Boxes and masks of objects, as data sets have them, made into the `selection_masks` that teach a gate."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..images import naming_image, open_image
 from ..segmentation_maps import decode_mask, prepared_mask
@@ -239,6 +241,18 @@ class SelectedShare:
         share = torch.stack([tokens.float().mean().to(selected[0].device) for tokens in selected]).mean()
         self._sum = share if self._sum is None else self._sum + share
         self._batches += 1
+
+    @contextmanager
+    def counted(self, model: nn.Module) -> Iterator[None]:
+        """
+        Counts the batches that pass through the model within this context, for evaluation: there the tokens are an
+        attribute of the outputs, which does not pass through the wrapper that casts outputs of mixed precision.
+        """
+        handle = getattr(model, "base_model", model).register_forward_hook(lambda _, __, outputs: self.add(outputs))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def taken(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """

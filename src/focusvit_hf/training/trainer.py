@@ -100,7 +100,7 @@ class FocusViTTrainer(Trainer):
         self.predictor_learning_rate = predictor_learning_rate
         self._resumed_step: int | None = None
         self._losses: torch.Tensor | None = None
-        self._selected, self._selected_in_evaluation = SelectedShare(), SelectedShare()
+        self._selected = SelectedShare()
         if distillation is not None and not self._uses_own_loss():
             raise ValueError("expected no teacher beside another loss than the cross entropy of one class, got both")
         if self.args.label_smoothing_factor and self.compute_loss_func is None and not self._has_classes():
@@ -143,7 +143,8 @@ class FocusViTTrainer(Trainer):
             ValueError: If the rows of soft labels do not sum to one.
         """
         loss, outputs = self._loss_and_outputs(model, inputs, num_items_in_batch)
-        (self._selected if model.training else self._selected_in_evaluation).add(outputs)
+        if model.training:
+            self._selected.add(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def _loss_and_outputs(
@@ -259,12 +260,12 @@ class FocusViTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """As in the base class, with the averaged weights where there are any, and the share of tokens selected."""
-        with self._averaged():
+        selected = SelectedShare()
+        with self._averaged(), selected.counted(self._plain_model):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        shares = self._selected_in_evaluation.taken(self._mean)
-        named = {f"{metric_key_prefix}_{name}": share for name, share in shares.items()}
+        named = {f"{metric_key_prefix}_{name}": share for name, share in selected.taken(self._mean).items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _mean(self, value: torch.Tensor) -> torch.Tensor:
