@@ -368,7 +368,8 @@ def teacher(tmp_path_factory):
 def test_a_teacher_says_what_its_class_token_attends_to(teacher):
     model = ViTForImageClassification.from_pretrained(teacher).eval()
     pixels = torch.randn(3, 3, 32, 32)
-    masks = attended_masks(model, pixels, 0.25, (64, 64))
+    masks, answer = attended_masks(model, pixels, 0.25, (64, 64))
+    assert torch.equal(answer.logits, model(pixels).logits)
     maps = model(pixels, output_attentions=True).attentions[-1]
     for image in range(3):
         attended = sum(head[0, 1:] for head in maps[image])
@@ -378,6 +379,30 @@ def test_a_teacher_says_what_its_class_token_attends_to(teacher):
             assert (masks[image, top : top + 16, left : left + 16] == (patch in largest)).all()
     with pytest.raises(ValueError, match=r"expected a ViT of Transformers as the teacher .* got Linear"):
         attended_masks(torch.nn.Linear(2, 2), pixels, 0.25, (64, 64))
+
+
+@pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"])
+@pytest.mark.parametrize("token_weight", [0.0, 0.5])
+def test_a_teacher_of_gates_and_of_logits_sees_each_batch_once(
+    annotated, teacher, tmp_path, script, token_weight, monkeypatch
+):
+    calls = []
+    forward = ViTForImageClassification.forward
+
+    def spy(self, *args, **kwargs):
+        calls.append(kwargs)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ViTForImageClassification, "forward", spy)
+    config = {"select_supervision": "teacher", "select_budget": 0.25, "select_threshold": 0.5}
+    options = {"teacher_model_name_or_path": teacher, "augmentation": None}
+    if token_weight:
+        layers = {"layer_types": ["select_pack_attention", "full_attention"], "sparsification_layers": [1]}
+        config |= {**layers, "keep_ratio": 0.5}
+        options |= {"distillation_token_weight": token_weight}
+    script.main(command(annotated, tmp_path / "run", config=config, **options))
+    steps = [call for call in calls if call.get("output_attentions")]
+    assert len(steps) == 4 == len(calls)
 
 
 @pytest.mark.parametrize("script", [run_classification, run_classification_no_trainer], ids=["trainer", "no_trainer"])

@@ -150,6 +150,7 @@ class Distillation:
         self.size = _checked_size(size)
         self.alpha, self.temperature, self.kind = alpha, temperature, kind
         self.bank = bank
+        self._kept: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]] | None = None
         own_mean, own_std, mean, std = (
             torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
             for values in (config.image_mean, config.image_std, image_mean, image_std)
@@ -177,22 +178,29 @@ class Distillation:
     @torch.no_grad()
     def _told(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The teacher's logits, and where they have a weight its tokens behind class token and registers."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] is pixel_values:
+            return kept[1]
         pixels = self._prepared(pixel_values)
         tokens: list[torch.Tensor] = []
         named = isinstance(self.teacher, PreTrainedModel)
         with self._watched(tokens):
             answer = self.teacher(pixel_values=pixels) if named else self.teacher(pixels)
+        return self._logits(answer, len(pixels)), tokens[0] if tokens else None
+
+    def _logits(self, answer: Any, count: int) -> torch.Tensor:
+        """Those of the student's classes in what the teacher answered for `count` images."""
         logits = getattr(answer, "logits", answer)
         least = self.num_labels if self.classes is None else max(self.classes) + 1
-        fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == len(pixels)
+        fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == count
         if not fits or logits.shape[1] < least or (self.classes is None and logits.shape[1] > least):
-            expected = f"({len(pixels)}, {least}{'' if self.classes is None else ' or more'})"
+            expected = f"({count}, {least}{'' if self.classes is None else ' or more'})"
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise ValueError(
                 f"expected logits of shape {expected} from the teacher, got {got}; "
                 "--teacher_classes chooses among a teacher's classes"
             )
-        return logits if self.classes is None else logits[:, self.classes], tokens[0] if tokens else None
+        return logits if self.classes is None else logits[:, self.classes]
 
     def _prepared(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The student's images as the teacher takes them, which follows them to their device."""
@@ -215,7 +223,11 @@ class Distillation:
             return dict(inputs)
         pixel_values = inputs["pixel_values"]
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        masks = attended_masks(self.teacher, self._prepared(pixel_values), self._selected, size)
+        tokens: list[torch.Tensor] = []
+        with self._watched(tokens):
+            masks, answer = attended_masks(self.teacher, self._prepared(pixel_values), self._selected, size)
+        # The loss asks for the answer to the same images next.
+        self._kept = pixel_values, (self._logits(answer, len(masks)), tokens[0] if tokens else None)
         return {**inputs, "selection_masks": masks}
 
     @contextlib.contextmanager

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..token_selection import largest_share
 
 
 @torch.no_grad()
-def attended_masks(teacher: Any, pixels: torch.Tensor, share: float, size: tuple[int, int]) -> torch.Tensor:
+def attended_masks(
+    teacher: Any, pixels: torch.Tensor, share: float, size: tuple[int, int]
+) -> tuple[torch.Tensor, ModelOutput]:
     """
     The patches that a ViT's class token attends to most in its last layer, over all heads.
 
@@ -23,7 +26,8 @@ def attended_masks(teacher: Any, pixels: torch.Tensor, share: float, size: tuple
         size ((height, width)): Of the masks, in pixels.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch_size, *size)`: 1 where a patch matters, 0 elsewhere.
+        `torch.FloatTensor` of shape `(batch_size, *size)`, 1 where a patch matters, 0 elsewhere; and all that the
+        teacher answered.
 
     Raises:
         ValueError: on a teacher that gives no attention, or has no patches in rows and columns.
@@ -36,7 +40,8 @@ def attended_masks(teacher: Any, pixels: torch.Tensor, share: float, size: tuple
         )
     # Other ways to compute attention keep no map of it.
     teacher.set_attn_implementation("eager")
-    attentions = teacher(pixel_values=pixels, output_attentions=True).attentions
+    answer = teacher(pixel_values=pixels, output_attentions=True)
+    attentions = answer.attentions
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
     if not attentions or attentions[-1].ndim != 4 or attentions[-1].shape[-1] <= rows * columns:
         raise ValueError(
@@ -45,4 +50,4 @@ def attended_masks(teacher: Any, pixels: torch.Tensor, share: float, size: tuple
         )
     attended = attentions[-1][:, :, 0, -rows * columns :].float().mean(dim=1)
     chosen = largest_share(attended, share).view(-1, 1, rows, columns)
-    return F.interpolate(chosen, size, mode="nearest").squeeze(1)
+    return F.interpolate(chosen, size, mode="nearest").squeeze(1), answer
