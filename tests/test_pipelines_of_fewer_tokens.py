@@ -1,5 +1,6 @@
 """Pipelines split a batch into its images; what a model tells of each layer is not in their way."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,12 +51,16 @@ def test_a_batch_of_more_images_than_stages_is_answered_as_its_images(task, way,
 
 def test_a_batch_of_label_maps(tiny_config, pictures, tmp_path):
     torch.manual_seed(0)
-    model = FocusViTForSemanticSegmentation(tiny_config(**options("spa"))).eval()
+    model = FocusViTForSemanticSegmentation(tiny_config(**options("spa"), initializer_range=0.2)).eval()
     model.save_pretrained(tmp_path)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path)
     segment = pipeline("image-segmentation", model=str(tmp_path))
-    found = segment(pictures, batch_size=COUNT)
-    assert found == [segment(picture) for picture in pictures]
+    for found, picture in zip(segment(pictures, batch_size=COUNT), pictures, strict=True):
+        found, expected = (
+            {each["label"]: np.asarray(each["mask"]) for each in of} for of in (found, segment(picture))
+        )
+        # Sums of a batch are rounded otherwise, which may turn a pixel at a border.
+        assert all((found[label] == mask).mean() > 0.99 for label, mask in expected.items() if mask.mean() > 2)
 
 
 # A threshold selects in no graph.
