@@ -182,14 +182,15 @@ class Distillation:
         if kept is not None and kept[0] is pixel_values:
             return kept[1]
         pixels = self._prepared(pixel_values)
-        tokens: list[torch.Tensor] = []
         named = isinstance(self.teacher, PreTrainedModel)
-        with self._watched(tokens):
+        with self._watched() as tokens:
             answer = self.teacher(pixel_values=pixels) if named else self.teacher(pixels)
-        return self._logits(answer, len(pixels)), tokens[0] if tokens else None
+        return self._checked(answer, len(pixels), tokens)
 
-    def _logits(self, answer: Any, count: int) -> torch.Tensor:
-        """Those of the student's classes in what the teacher answered for `count` images."""
+    def _checked(
+        self, answer: Any, count: int, tokens: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What [`_told`] gives, of what the teacher answered for `count` images and the tokens watched meanwhile."""
         logits = getattr(answer, "logits", answer)
         least = self.num_labels if self.classes is None else max(self.classes) + 1
         fits = isinstance(logits, torch.Tensor) and logits.ndim == 2 and len(logits) == count
@@ -200,7 +201,7 @@ class Distillation:
                 f"expected logits of shape {expected} from the teacher, got {got}; "
                 "--teacher_classes chooses among a teacher's classes"
             )
-        return logits if self.classes is None else logits[:, self.classes]
+        return logits if self.classes is None else logits[:, self.classes], tokens[0] if tokens else None
 
     def _prepared(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The student's images as the teacher takes them, which follows them to their device."""
@@ -223,18 +224,18 @@ class Distillation:
             return dict(inputs)
         pixel_values = inputs["pixel_values"]
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        tokens: list[torch.Tensor] = []
-        with self._watched(tokens):
+        with self._watched() as tokens:
             masks, answer = attended_masks(self.teacher, self._prepared(pixel_values), self._selected, size)
         # The loss asks for the answer to the same images next.
-        self._kept = pixel_values, (self._logits(answer, len(masks)), tokens[0] if tokens else None)
+        self._kept = pixel_values, self._checked(answer, len(masks), tokens)
         return {**inputs, "selection_masks": masks}
 
     @contextlib.contextmanager
-    def _watched(self, tokens: list[torch.Tensor]) -> Iterator[None]:
-        """While it is entered, the teacher's final states of its tokens are appended, where they have a weight."""
+    def _watched(self) -> Iterator[list[torch.Tensor]]:
+        """A list that meanwhile takes the teacher's final states of its tokens, where they have a weight."""
+        tokens: list[torch.Tensor] = []
         if not self.token_weight:
-            yield
+            yield tokens
             return
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -242,7 +243,7 @@ class Distillation:
 
         handle = cast(PreTrainedModel, self.teacher).base_model.register_forward_hook(keep)
         try:
-            yield
+            yield tokens
         finally:
             handle.remove()
 
