@@ -97,11 +97,15 @@ def pixels_to_logits(
     return {"times": times, "floors": floors, "stages": {} if compiled else found, "machine": asdict(machine)}
 
 
-def runtime(batch: int, repeats: int, exports: Path) -> Row:
-    """ONNX Runtime, images in uint8 to logits; torch only prepares what it is given."""
+def runtime(batch: int, repeats: int, exports: Path, in_a_row: int = 1) -> Row:
+    """
+    ONNX Runtime, images in uint8 to logits; torch only prepares what it is given. Sessions that take turns wait
+    without taking a core. One that gets several batches in a row finds its weights in the cache, and its threads spin
+    between operations, as those of a server of one model do.
+    """
     from focusvit_hf.export.runtime import onnx_session
 
-    sessions = {name: onnx_session(file) for name, file in graph_files(exports).items()}
+    sessions = {name: onnx_session(file, spinning=in_a_row > 1) for name, file in graph_files(exports).items()}
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, 224, 224), dtype=np.uint8)
     calls: Calls = {name: partial(session.run, ["logits"], {"images": images}) for name, session in sessions.items()}
     for name in (VIT, LEVIT):
@@ -110,8 +114,16 @@ def runtime(batch: int, repeats: int, exports: Path) -> Row:
     machine = measure_machine(CPU, torch.float32)
     pixels = torch.zeros(batch, 3, 224, 224)
     floors = {name: model_floor(built(name, 224)[0], pixels, machine) for name in SUBJECTS}
-    times = timed(calls, batch, repeats, floors)
+    if in_a_row > 1:
+        calls = {name: partial(repeated, call, in_a_row) for name, call in calls.items()}
+    times = timed(calls, batch * in_a_row, repeats, floors)
     return {"times": times, "floors": floors, "stages": {}, "machine": asdict(machine)}
+
+
+def repeated(call: Callable[[], Any], times: int) -> None:
+    """One call after the other."""
+    for _ in range(times):
+        call()
 
 
 def graph_files(exports: Path) -> dict[str, Path]:
@@ -226,6 +238,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "bfloat16": lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, BFLOAT16, options.repeats),
     "single": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats),
     "onnx-single": lambda options: runtime(1, options.repeats, options.exports),
+    "onnx-in-a-row": lambda options: runtime(1, options.repeats, options.exports, in_a_row=10),
     "onnx": lambda options: runtime(BATCH, options.repeats, options.exports),
     "compiled": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats, compiled=True),
     "pipeline": lambda options: pipelines(BATCH, options.repeats),

@@ -3,12 +3,13 @@ A pretrained network that finds figures, and the masks it gives to images that h
 
     python -m experiments.dense.teacher runs/figures
 
-EfficientNet-lite0 with ImageNet's weights stays as it is; a small decoder over four of its maps learns the masks of
-ECSSD's training images, but for those that `focusvit train --train_val_split 0.1 --seed 42` holds out. Then it looks
-at the training images of Imagenette and writes `runs/figures/train/{images,masks}`, together with ECSSD's own training
-images and masks, and those held out to `runs/figures/validation`: the data set of
-`configuration/recipes/figures-tiny.json`. A pixel of which the teacher is unsure gets 255, and images without a figure
-of a sensible size are left out. No test image is read.
+A small decoder over four maps of EfficientNet-lite0, which has ImageNet's weights, learns the masks of ECSSD's
+training images, but for those that `focusvit train --train_val_split 0.1 --seed 42` holds out. Then both learn
+together, and what they know is kept as `runs/figures/teacher.pt`. Last the teacher looks at the training images of
+Imagenette and writes `runs/figures/train/{images,masks}`, together with ECSSD's own training images and masks, and
+those held out to `runs/figures/validation`: the data set of `configuration/recipes/figures-tiny.json`. A pixel of
+which the teacher is unsure gets 255, and images without a figure of a sensible size are left out. No test
+image is read.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from experiments.micro.arguments import parser_of
 from experiments.micro.data import DATA
 from experiments.teacher.efficientnet import MEAN, STD, EfficientNetLite0
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask
-from focusvit_hf.training.augmentation import random_crop_boxes
-from focusvit_hf.training.segmentation_collator import crop_mask
+from focusvit_hf.training.augmentation import as_floats, color_jitter, crop_mask, random_crop_boxes
 from focusvit_hf.utils.files import write_json
 
 
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
 
 
 class FigureTeacher(nn.Module):
-    """The frozen network in bfloat16, and the decoder on its maps."""
+    """The network, in bfloat16 unless it learns, and the decoder on its maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,13 +78,29 @@ class FigureTeacher(nn.Module):
         for block in BLOCKS:
             self.network._blocks[block].register_forward_hook(lambda _, __, output: self._maps.append(output))
 
+    @classmethod
+    def load(cls, file: Path) -> FigureTeacher:
+        """The teacher that `main` kept, for use."""
+        teacher = cls()
+        teacher.load_state_dict(torch.load(file, weights_only=True))
+        return teacher.eval().requires_grad_(False)
+
     @torch.no_grad()
     def maps(self, levels: torch.Tensor) -> list[torch.Tensor]:
         """The four maps of 8-bit images `(B, 3, H, W)`, in bfloat16."""
-        pixels = (levels.float() / 255 - MEAN) / STD
+        return self.features(levels.float() / 255)
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The four maps of images `(B, 3, H, W)` in 0..1, in the network's type."""
+        pixels = ((images - MEAN) / STD).to(next(self.network.parameters()).dtype)
         self._maps = []
-        self.network.extract_features(pixels.bfloat16().contiguous(memory_format=torch.channels_last))
+        self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last))
         return self._maps
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of a figure at a quarter of the size of images in 0..1: `(B, H / 4, W / 4)` in float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.decoder(self.features(images)).float()[:, 0]
 
     @torch.no_grad()
     def probabilities(self, levels: torch.Tensor) -> torch.Tensor:
@@ -140,6 +156,17 @@ def image_iou(logits: torch.Tensor, masks: torch.Tensor) -> float:
     return float((both / either.clamp(min=1)).mean())
 
 
+def figure_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy and how far the figure is from overlapping, a mean over images (Rahman and Wang 2016), of logits
+    `(B, H, W)`; `truth` holds probabilities of a figure, 0 or 1 where they are known.
+    """
+    chance = logits.sigmoid()
+    both = (chance * truth).sum(dim=(1, 2))
+    overlap = both / (chance + truth - chance * truth).sum(dim=(1, 2)).clamp(min=1e-6)
+    return F.binary_cross_entropy_with_logits(logits, truth) + (1 - overlap).mean()
+
+
 def train(teacher: FigureTeacher, parts: Any, number: int, epochs: int) -> list[dict[str, float]]:
     """Teaches the decoder, and returns the figures of each epoch on the images held out."""
     images, masks = views(parts["train"], number, SEED)
@@ -157,11 +184,7 @@ def train(teacher: FigureTeacher, parts: Any, number: int, epochs: int) -> list[
             with torch.autocast("cpu", torch.bfloat16):
                 logits = teacher.decoder([level[rows] for level in maps])
             wide = F.interpolate(logits.float(), masks.shape[-2:], mode="bilinear")[:, 0]
-            truth = (masks[rows] == 1).float()
-            chance = wide.sigmoid()
-            both = (chance * truth).sum(dim=(1, 2))
-            overlap = both / (chance + truth - chance * truth).sum(dim=(1, 2)).clamp(min=1e-6)
-            loss = F.binary_cross_entropy_with_logits(wide, truth) + (1 - overlap).mean()
+            loss = figure_loss(wide, (masks[rows] == 1).float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -171,6 +194,39 @@ def train(teacher: FigureTeacher, parts: Any, number: int, epochs: int) -> list[
             held = torch.cat([teacher.decoder(part) for part in zip(*(m.split(16) for m in held_maps), strict=True)])
         history.append({"epoch": epoch + 1, "loss": float(loss), "image_iou": image_iou(held, held_masks)})
         print(history[-1], flush=True)
+    return history
+
+
+def refine(teacher: FigureTeacher, parts: Any, epochs: int, rate: float = 3e-4) -> list[dict[str, float]]:
+    """
+    Network and decoder learn together, from each image and a new box of it in every epoch. Batch statistics stay
+    ImageNet's. Returns the figures of each epoch on the images held out.
+    """
+    teacher.eval()
+    network = teacher.network.float().requires_grad_(True)
+    held_images, held_masks = views(parts["test"], 1, SEED)
+    groups: list[dict[str, Any]] = [{"params": list(part.parameters())} for part in (network, teacher.decoder)]
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.02)
+    steps = epochs * (2 * len(parts["train"]) // 16)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, 3 * rate], total_steps=steps, pct_start=0.1)
+    history = []
+    for epoch in range(epochs):
+        torch.manual_seed(SEED + epoch)
+        images, masks = views(parts["train"], 2, SEED + 1 + epoch)
+        for rows in torch.randperm(len(images))[: len(images) // 16 * 16].split(16):
+            logits = teacher(color_jitter(as_floats(images[rows]), 0.3, 0.3, 0.3))
+            wide = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear")[:, 0]
+            loss = figure_loss(wide, (masks[rows] == 1).float())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            held = torch.cat([teacher(part) for part in as_floats(held_images).split(16)])
+        history.append({"epoch": epoch + 1, "loss": float(loss), "image_iou": image_iou(held[:, None], held_masks)})
+        print(history[-1], flush=True)
+    network.requires_grad_(False).bfloat16()
     return history
 
 
@@ -212,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path, help="folder of the data set")
     parser.add_argument("--views", type=int, default=4, help="boxes of each of ECSSD's images")
     parser.add_argument("--epochs", type=int, default=12, help="of the decoder")
+    parser.add_argument("--refine", type=int, default=12, help="epochs of network and decoder together")
     parser.add_argument("--copies", type=int, default=2, help="how often each of ECSSD's images is written")
     parser.add_argument("--images", type=int, help="largest number of Imagenette's images, by default all")
     args = parser.parse_args(argv)
@@ -222,8 +279,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_own(parts["test"], args.target / "validation")
     write_json(args.target / "train" / "labels.json", {"labels": ["ground", "figure"]})
     history = train(teacher, parts, args.views, args.epochs)
+    refined = refine(teacher, parts, args.refine)
+    torch.save(teacher.state_dict(), args.target / "teacher.pt")
     kept = write_found(teacher, args.target / "train", args.images)
-    log = {"history": history, "views": args.views, "copies": args.copies, "imagenette_images": kept}
+    log = {
+        "history": history,
+        "refined": refined,
+        "views": args.views,
+        "copies": args.copies,
+        "imagenette_images": kept,
+    }
     write_json(args.target / "log.json", log)
     print(f"{kept} images of Imagenette with masks in {args.target}")
 

@@ -102,8 +102,8 @@ FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {coun
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
-The number of superpixels was 49 in every step of training; `python -m experiments.robustness.checkpoints` measures
-what another number costs.
+The number of superpixels was {superpixels} in training; `python -m experiments.robustness.checkpoints`
+measures what another number costs.
 [training_log.json](training_log.json) has the recipe and every epoch.
 
 """
@@ -203,6 +203,9 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
         command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out {folder}"
         # The first round on new views is the recipe as it stands.
         for number, epochs in enumerate([*rounds, len(log["history"])][1:], start=2):
+            if number > len(rounds) and recipe["config"].get("stem_blocks"):
+                command += f"\n{run}/focusvit-tiny-deep.json --begin {folder} --out runs/deep"
+                break
             changes = f"stages=[[{SIZE},{epochs}]] ema_decay={recipe['ema_decay']}"
             command += f"\n{run}/focusvit-tiny-mixed.json --begin {folder} --change {changes}"
             folder = f"runs/mixed-{number}"
@@ -226,7 +229,9 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     looks = " and ".join(map(str, accumulate(rounds)))
     earlier = f", and before, after {looks} epochs on new views" if rounds else ""
     taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=earlier)
-    return before + taught + "\n## Model\n" + head + LIMITS + licence
+    drawn = recipe.get("num_superpixels")
+    numbers = f"drawn from {', '.join(map(str, drawn))} for each batch" if drawn else "49 in every step"
+    return before + taught + "\n## Model\n" + head + LIMITS.format(superpixels=numbers) + licence
 
 
 def _rounds(entries: Sequence[Mapping[str, Any]]) -> list[int]:

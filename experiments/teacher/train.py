@@ -6,6 +6,8 @@ A pupil of the bank's teacher, trained from a recipe at growing resolutions.
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny-mixed.json --begin runs/tiny --out runs/mixed
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny-mixed.json --begin runs/mixed \\
         --change stages=[[224,96]] ema_decay=0.999 --out runs/mixed-2
+    python -m experiments.teacher.train experiments/teacher/focusvit-tiny-deep.json \\
+        --begin runs/mixed-2 --out runs/deep
 
 The pupil learns four things of each view: its label, the teacher's ten logits, the teacher's 1,000 logits through a
 head that is thrown away, and, where it keeps a token for each place, the teacher's last feature map through another
@@ -15,6 +17,8 @@ is in bfloat16. The same command goes on from the last epoch that was finished.
 
 With `views` = 0 there is no bank: each view is drawn anew, most of them are two images mixed, and the teacher answers
 for what the pupil sees (function matching: Beyer et al. 2022, arXiv 2106.05237). A label has no part in mixed images.
+With `num_superpixels` K is drawn for each batch, so that the pupil serves several. A run may begin from a checkpoint
+whose stem has fewer blocks.
 
 `--split validation` trains on four fifths of the training images and measures on the fifth held out: choices are made
 there. The default trains on all of them, and looks at the test split once, when training has ended.
@@ -28,6 +32,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
@@ -46,6 +51,7 @@ from experiments.teacher.mixed import MixedTeaching
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import distillation_loss
+from focusvit_hf.training.elastic import ElasticSuperpixels
 from focusvit_hf.training.objective import parameter_groups, require_finite, soft_cross_entropy
 from focusvit_hf.utils.files import read_json, write_json
 
@@ -78,6 +84,7 @@ class Recipe:
         views (`int`): Views of each image in the bank; epoch e sees view e mod views. 0: every view is a new one.
         mix (`float`): Share of the batches that are mixed where every view is new, one half by mixup, one by cutmix.
         teacher_size (`int`): Side in pixels of what the teacher sees of new views.
+        num_superpixels (list of `int`): What K is drawn from for each batch; empty: the configuration's own.
         label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
         temperature (`float`): Of the ten logits; `thousand_temperature` of the 1,000.
         guided_layer (`int`): Whose tokens the map guides, counted from 1.
@@ -94,6 +101,7 @@ class Recipe:
     views: int = 16
     mix: float = 0.0
     teacher_size: int = SIZE
+    num_superpixels: list[int] = field(default_factory=list)
     label: float = 0.2
     logits: float = 0.3
     thousand: float = 0.5
@@ -194,12 +202,16 @@ class State:
         self.epoch, self.history = content["epoch"], content["history"]
 
 
+def warmed_cosine(progress: float, warmup: float, length: float) -> float:
+    """A linear warm-up from 0 to 1, then half a cosine to 0, after `progress` of `length` epochs."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (length - warmup)))
+
+
 def rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate after `progress` epochs: a linear warm-up, then half a cosine to zero."""
-    if progress < recipe.warmup_epochs:
-        return recipe.learning_rate * progress / recipe.warmup_epochs
-    share = (progress - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    """The learning rate after `progress` epochs."""
+    return recipe.learning_rate * warmed_cosine(progress, recipe.warmup_epochs, recipe.epochs)
 
 
 def losses(
@@ -230,6 +242,9 @@ def train_epoch(
     size, begin = recipe.size(state.epoch), time.time()
     order = rows[torch.randperm(len(rows))]
     batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
+    elastic = None
+    if recipe.num_superpixels:
+        elastic = ElasticSuperpixels(state.pupil.model.config, recipe.num_superpixels, recipe.seed)
     sums: dict[str, float] = {}
     right = 0
     state.pupil.train()
@@ -237,7 +252,8 @@ def train_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = rate(recipe, state.epoch + number / len(batches))
         pixels, logits, told, places = teaching.lesson(indices, labels[indices], state.epoch, size)
-        with torch.autocast("cpu", torch.bfloat16):
+        drawn = nullcontext() if elastic is None else elastic.drawn(state.epoch * len(batches) + number)
+        with torch.autocast("cpu", torch.bfloat16), drawn:
             outputs = state.pupil(pixels)
         parts = losses(recipe, outputs, told, logits, places)
         torch.stack(list(parts.values())).sum().backward()
@@ -294,15 +310,13 @@ def run(
     torch.manual_seed(recipe.seed)
     pupil = Pupil(recipe)
     if begin is not None:
-        # The heads that are thrown away are the last step's, the model is the average that the run saved.
-        pupil.load_state_dict(torch.load(begin / STATE_FILE, weights_only=True)["pupil"])
-        pupil.model.load_state_dict(load_file(begin / SAFE_WEIGHTS_NAME))
+        begin_from(begin, pupil)
     optimizer = torch.optim.AdamW(parameter_groups(pupil, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     state = State(pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
     out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
     earlier = []
-    if begin is not None:
+    if begin is not None and (begin / LOG_FILE).is_file():
         log = read_json(begin / LOG_FILE)
         earlier = [*log.get("earlier", []), *log["history"]]
     if (out / STATE_FILE).is_file():
@@ -328,6 +342,29 @@ def run(
     )
     print(figures, flush=True)
     return figures
+
+
+def begin_from(folder: Path, pupil: Pupil) -> None:
+    """
+    The weights of a checkpoint, such as the average that a run saved.
+
+    The heads that are thrown away are those of the run's last step; a checkpoint of another program has none, and they
+    begin anew. So do residual blocks of the stem that the checkpoint lacks, which add nothing before they learn.
+
+    Raises:
+        ValueError: If the checkpoint is of another model.
+    """
+    if (folder / STATE_FILE).is_file():
+        learned = torch.load(folder / STATE_FILE, weights_only=True)["pupil"]
+        heads = {name: tensor for name, tensor in learned.items() if not name.startswith("model.")}
+        pupil.load_state_dict(heads, strict=False)
+    weights = load_file(folder / SAFE_WEIGHTS_NAME)
+    own = pupil.model.state_dict()
+    odd = [name for name in own if name not in weights and ".units.blocks." not in name]
+    odd += [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if odd:
+        raise ValueError(f"expected weights of the recipe's model in {folder}, got others: {sorted(odd)[:5]}")
+    pupil.model.load_state_dict(weights, strict=False)
 
 
 def finish(state: State, out: Path, teaching: Teaching | MixedTeaching, split: str, data: Path) -> dict[str, Any]:
@@ -356,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--bank", type=Path, help="folder of the teacher's answers, where the recipe has views")
-    parser.add_argument("--begin", type=Path, help="folder of a run whose weights are begun from")
+    parser.add_argument("--begin", type=Path, help="folder of a run, or of a checkpoint, whose weights are begun from")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--every", type=int, default=5, help="measure held-out images every so many epochs")

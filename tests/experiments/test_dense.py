@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from experiments.dense import edges, sheet
+from experiments.dense import edges, sheet, taught, teacher
+from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 
 
@@ -47,3 +49,87 @@ def test_a_sheet_shows_image_classes_and_cut_out_side_by_side(halves):
     assert not np.array_equal(parts[1], parts[0])
     cut = np.where(np.arange(40)[None, :, None] < 21, np.asarray(image), np.asarray(sheet.chequered((40, 40))))
     assert np.array_equal(parts[2], cut)
+
+
+def test_the_loss_of_a_figure_is_cross_entropy_and_overlap_of_each_image():
+    torch.manual_seed(0)
+    logits, truth = torch.randn(3, 6, 6), torch.zeros(3, 6, 6)
+    truth[:, 1:4, 2:5] = 1
+    entropy = nn.functional.binary_cross_entropy_with_logits(logits, truth)
+    shares = [(c * t).sum() / (c + t - c * t).sum() for c, t in zip(logits.sigmoid(), truth, strict=True)]
+    torch.testing.assert_close(teacher.figure_loss(logits, truth), entropy + 1 - torch.stack(shares).mean())
+    # A certain and right answer costs nothing.
+    assert teacher.figure_loss(40 * truth - 20, truth) < 1e-6
+
+
+class BrightIsFigure(nn.Module):
+    """A stand-in for the teacher: cells of 4 x 4 pixels that are brighter than the middle."""
+
+    def forward(self, images):
+        return 20 * (nn.functional.avg_pool2d(images, 4).mean(dim=1) - 0.5)
+
+
+def squares(count, seed):
+    """Dark images with a bright rectangle, and where it is at half of the side."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 60, (count, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    masks = torch.zeros(count, 112, 112, dtype=torch.long)
+    for number in range(count):
+        top, left = torch.randint(0, 56, (2,), generator=generator).tolist()
+        masks[number, top : top + 50, left : left + 50] = 1
+        images[number, :, 2 * top : 2 * top + 100, 2 * left : 2 * left + 100] += 170
+    return images, masks
+
+
+def segmenter():
+    torch.manual_seed(0)
+    config = FocusViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        embedding_type="conv",
+        stem_channels=8,
+        num_superpixels=16,
+        num_labels=2,
+        attn_implementation="eager",
+    )
+    return FocusViTForSemanticSegmentation(config)
+
+
+def test_a_segmenter_learns_what_a_teacher_says_of_new_views_and_goes_on_where_it_was_ended(tmp_path, monkeypatch):
+    images, held_out = squares(24, 0)[0], squares(4, 1)
+    plan = taught.Plan(epochs=3, batch_size=8, learning_rate=5e-3, warmup_epochs=0.5, ema_decay=0.5)
+    whole = taught.train(segmenter(), BrightIsFigure(), images, held_out, plan, tmp_path / "whole")
+    assert whole[-1]["loss"] < whole[0]["loss"] and whole[-1]["image_iou"] > whole[0]["image_iou"]
+
+    drawn = taught.lesson
+
+    def ended(*given):
+        if (tmp_path / "part" / taught.STATE_FILE).exists():
+            raise KeyboardInterrupt
+        return drawn(*given)
+
+    monkeypatch.setattr(taught, "lesson", ended)
+    with pytest.raises(KeyboardInterrupt):
+        taught.train(segmenter(), BrightIsFigure(), images, held_out, plan, tmp_path / "part")
+    monkeypatch.setattr(taught, "lesson", drawn)
+    again = taught.train(segmenter(), BrightIsFigure(), images, held_out, plan, tmp_path / "part")
+    assert [entry["loss"] for entry in again] == [entry["loss"] for entry in whole]
+    first, second = (
+        FocusViTForSemanticSegmentation.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "part")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert FocusViTImageProcessor.from_pretrained(tmp_path / "whole").num_superpixels == 16
+    with pytest.raises(ValueError, match=r"expected the plan of .* got another; choose another --out"):
+        other = taught.Plan(epochs=4)
+        taught.train(segmenter(), BrightIsFigure(), images, held_out, other, tmp_path / "part")
+
+
+def test_what_the_teacher_is_asked_is_what_the_segmenter_sees():
+    images = squares(4, 2)[0]
+    torch.manual_seed(0)
+    seen, chances = taught.lesson(BrightIsFigure(), images)
+    assert seen.shape == (4, 3, 224, 224) and seen.min() >= 0 and seen.max() <= 1
+    torch.testing.assert_close(chances, BrightIsFigure()(seen).sigmoid())
+    assert not torch.equal(taught.lesson(BrightIsFigure(), images)[0], seen)

@@ -91,6 +91,7 @@ def test_the_recipes_are_read_and_misspelt_ones_refused(tmp_path):
     paths = sorted(folder.glob("*.json"))
     assert {path.stem: train.Recipe.read(path).views for path in paths} == {
         "focusvit-tiny": 16,
+        "focusvit-tiny-deep": 0,
         "focusvit-tiny-mixed": 0,
         "vit-tiny": 16,
     }
@@ -200,6 +201,10 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
         assert (f"and {rounds - 1} more on new ones" in card) == (rounds > 1)
         assert ("before, after 1 and 2 epochs on new views" in card) == (rounds == 3)
         earlier = [*earlier, {**earlier[0], "views": 0}]
+    log["settings"]["recipe"] |= {"config": {**config, "stem_blocks": 1}, "num_superpixels": [4, 9]}
+    card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": earlier}, 7).split())
+    assert commands[2] in card and "focusvit-tiny-deep.json --begin runs/mixed-3 --out runs/deep" in card
+    assert "was drawn from 4, 9 for each batch in training" in card
 
 
 MIXED = {**RECIPE, "stages": [[112, 2]], "views": 0, "mix": 0.5, "teacher_size": 96, "guidance": 0}
@@ -269,6 +274,43 @@ def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_int
     log = json.loads((tmp_path / "again" / "log.json").read_text())
     assert [[entry["views"] for entry in log[part]] for part in ("earlier", "history")] == [[1, 0, 0], [0]]
     assert (log["settings"]["recipe"]["stages"], log["settings"]["recipe"]["ema_decay"]) == ([[112, 1]], 0.5)
+
+
+POOLED = {**CONFIG, "embedding_type": "conv", "patch_pooling": "superpixel", "position_embedding_type": "dynamic"}
+POOLED |= {"num_superpixels": 9}
+
+
+def test_a_run_begins_from_a_checkpoint_to_whose_stem_it_may_add_blocks(stand_in, tmp_path):
+    recipe = train.Recipe(**{**MIXED, "config": {**POOLED, "stem_blocks": 1}, "stages": [[112, 1]]})
+    shipped = train.Pupil(train.Recipe(**{**MIXED, "config": POOLED})).model.eval()
+    shipped.save_pretrained(tmp_path / "shipped")
+    pupil = train.Pupil(recipe)
+    train.begin_from(tmp_path / "shipped", pupil)
+    learned = shipped.state_dict()
+    assert all(torch.equal(tensor, learned.get(name, tensor)) for name, tensor in pupil.model.state_dict().items())
+    train.run(recipe, tmp_path / "run", None, "test", 1, begin=tmp_path / "shipped")
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    assert log["earlier"] == [] and len(log["history"]) == 1
+    # A run with the block is no beginning for a model without it, and neither is another model.
+    for config in (POOLED, {**POOLED, "stem_blocks": 1, "intermediate_size": 48}):
+        other = train.Recipe(**{**MIXED, "config": config})
+        with pytest.raises(ValueError, match=r"expected weights of the recipe's model in .*run, got others: \["):
+            train.begin_from(tmp_path / "run", train.Pupil(other))
+
+
+def test_the_number_of_superpixels_is_drawn_for_each_batch(stand_in, tmp_path, monkeypatch):
+    seen = []
+    forward = train.Pupil.forward
+
+    def counted(pupil, pixels):
+        seen.append(pupil.model.config.num_superpixels)
+        return forward(pupil, pixels)
+
+    monkeypatch.setattr(train.Pupil, "forward", counted)
+    recipe = train.Recipe(**{**MIXED, "config": POOLED, "stages": [[112, 6]], "num_superpixels": [4, 16]})
+    train.run(recipe, tmp_path / "run", None, "test", 1)
+    assert len(seen) == 12 and set(seen) == {4, 16}
+    assert FocusViTForImageClassification.from_pretrained(tmp_path / "run").config.num_superpixels == 9
 
 
 def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..export.onnx import ONNX_OPSET
+
 
 class ImagesToLogits(nn.Module):
     """A classifier behind the normalisation to -1..1: `(batch_size, 3, side, side)` in uint8 to logits."""
@@ -25,6 +27,12 @@ def write_graph(model: PreTrainedModel, file: Path, resolution: int) -> None:
     shapes = {"images": {0: "batch"}}
     file.parent.mkdir(parents=True, exist_ok=True)
     program: Any = torch.onnx.export(
-        ImagesToLogits(model).eval(), (), kwargs={"images": images}, dynamo=True, dynamic_shapes=shapes, verbose=False
+        ImagesToLogits(model).eval(),
+        (),
+        kwargs={"images": images},
+        dynamo=True,
+        dynamic_shapes=shapes,
+        verbose=False,
+        opset_version=ONNX_OPSET,
     )
     program.save(file)
