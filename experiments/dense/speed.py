@@ -2,6 +2,7 @@
 How fast segmenters are on this machine, from the tensor of an image to its label map, beside those of Transformers.
 
     python -m experiments.dense.speed
+    python -m experiments.dense.speed --onnx graphs
 
 Untrained networks, float32, SDPA where there is any, eager for all: focusvit-tiny with latent and with full layers,
 dense regular grids behind the same stem, SegFormer-B0, MobileViT-XXS with DeepLabV3 and MobileNetV2 with DeepLabV3+.
@@ -11,11 +12,16 @@ from the image processor, theirs from an interpolation of all classes, as their 
 grows with the share of the cells that lie at a border, which each row states.
 Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 8 images; in turn, 9 rounds.
 `experiments/tables/dense-speed.json` and `.md` hold what was measured; `--threads N` writes `dense-speed-threads-N`.
+
+With `--onnx` all are graphs in ONNX Runtime, from normalised pixels to label maps that are interpolated from all
+classes, ours with the encoder in 8 bits, too (`dense-speed-onnx`). Each gets ten batches in a row, so that its weights
+lie in the cache and its threads spin as those of a server of one model do. The graphs stay in the folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,9 +41,12 @@ from transformers import (
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
-from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation
+from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.cli.demo import SAMPLE
+from focusvit_hf.export.folder import EXPORT_FILES, export_model
+from focusvit_hf.export.onnx import ONNX_OPSET
+from focusvit_hf.export.runtime import onnx_session
 from focusvit_hf.segmentation_maps import segmentation_maps_of
 from focusvit_hf.utils.environment import environment
 
@@ -46,6 +55,7 @@ from focusvit_hf.utils.environment import environment
 SETTINGS = (((224, 224), 2, (49, 196)), ((352, 480), 11, (49, 196)))
 BATCHES = (1, 8)
 REPEATS, WARMUP = 9, 2
+IN_A_ROW = 10
 # Whom all others are compared with.
 REFERENCE = "SegFormer-B0"
 
@@ -113,21 +123,85 @@ def border_share(model: nn.Module, pixels: torch.Tensor) -> float:
     return float(((own != right) | (own != below)).float().mean())
 
 
+class LabelMaps(nn.Module):
+    """A segmenter of Transformers, from normalised pixels to the class of each pixel."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        logits = self.model(pixel_values).logits
+        return F.interpolate(logits, pixel_values.shape[-2:], mode="bilinear").argmax(dim=1)
+
+
+def graph_files(models: Mapping[str, nn.Module], size: tuple[int, int], folder: Path) -> dict[str, Path]:
+    """The graphs of all networks by name, written where they are missing."""
+    files = {}
+    for name, model in models.items():
+        place = folder / f"{name} {size[0]} x {size[1]}".replace(" ", "-")
+        if isinstance(model, FocusViTForSemanticSegmentation):
+            processor = FocusViTImageProcessor.from_model_config(model.config)
+            for quantization in (None, "int8"):
+                own = place if quantization is None else place.with_name(f"{place.name}-{quantization}")
+                if not own.is_dir():
+                    export_model(model, processor, own, graph_input="pixel_values", quantization=quantization)
+                files[name if quantization is None else f"{name}, {quantization}"] = own / EXPORT_FILES["onnx"]
+            continue
+        files[name] = place / EXPORT_FILES["onnx"]
+        if not files[name].is_file():
+            place.mkdir(parents=True)
+            pixels = {"pixel_values": photograph(size).repeat(2, 1, 1, 1)}
+            shapes = {"pixel_values": {0: "batch"}}
+            program: Any = torch.onnx.export(
+                LabelMaps(model),
+                (),
+                kwargs=pixels,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                output_names=["label_map"],
+                opset_version=ONNX_OPSET,
+                verbose=False,
+            )
+            program.save(files[name])
+    return files
+
+
+def ten_runs(session: Any, pixels: torch.Tensor) -> Callable[[], None]:
+    """Ten batches in a row."""
+
+    def call() -> None:
+        for _ in range(IN_A_ROW):
+            session.run(["label_map"], {"pixel_values": pixels.numpy()})
+
+    return call
+
+
 @torch.no_grad()
-def measured(repeats: int = REPEATS, warmup: int = WARMUP) -> list[dict[str, Any]]:
-    """A row for each network, size and number of images."""
+def measured(repeats: int = REPEATS, warmup: int = WARMUP, graphs: Path | None = None) -> list[dict[str, Any]]:
+    """A row for each network, size and number of images; in ONNX Runtime with a folder for graphs."""
     rows = []
     for size, classes, tokens in SETTINGS:
         torch.manual_seed(0)
         models = networks(size, classes, tokens)
+        sessions = {}
+        if graphs is not None:
+            # A grid of 400 tiles is a control of quality.
+            models = {name: model for name, model in models.items() if "400" not in name}
+            sessions = {
+                name: onnx_session(file, spinning=True) for name, file in graph_files(models, size, graphs).items()
+            }
         for batch in BATCHES:
             pixels = photograph(size).repeat(batch, 1, 1, 1)
-            times = interleaved({name: call_of(model, pixels) for name, model in models.items()}, repeats, warmup)
-            for name, seconds in times.items():
-                parameters = sum(parameter.numel() for parameter in models[name].parameters())
+            calls = {name: ten_runs(session, pixels) for name, session in sessions.items()}
+            calls = calls or {name: call_of(model, pixels) for name, model in models.items()}
+            for name, seconds in interleaved(calls, repeats, warmup).items():
+                model = models[name.removesuffix(", int8")]
+                parameters = sum(parameter.numel() for parameter in model.parameters())
                 about = {"network": name, "size": list(size), "batch_size": batch, "parameters": parameters}
-                about["border_share"] = border_share(models[name], pixels[:1])
-                rows.append({**about, **summary(seconds, batch)})
+                about["border_share"] = border_share(model, pixels[:1])
+                rows.append({**about, **summary(seconds, batch * (IN_A_ROW if sessions else 1))})
     return rows
 
 
@@ -153,13 +227,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     add_options(parser, "tables")
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--threads", type=int, help="threads (default: PyTorch's own choice)")
+    parser.add_argument("--onnx", type=Path, metavar="FOLDER", help="measure ONNX Runtime, with graphs kept here")
     arguments = parser.parse_args(argv)
-    stem = "dense-speed"
+    stem = "dense-speed" if arguments.onnx is None else "dense-speed-onnx"
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
         stem += f"-threads-{arguments.threads}"
-    rows = measured(arguments.repeats)
+    rows = measured(arguments.repeats, graphs=arguments.onnx)
     content = {"rows": rows, "environment": environment(torch.device("cpu"), torch.float32)}
     write_table(arguments.tables, stem, content, markdown(rows))
 

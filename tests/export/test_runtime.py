@@ -1,15 +1,18 @@
-"""An exported folder with the interface of the pipeline, and `focusvit classify --runtime onnx`."""
+"""Exported folders with the interfaces of the pipelines, and the commands with `--runtime onnx`."""
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.data import chelsea
 from transformers import pipeline
 
-from focusvit_hf import FocusViTImageProcessor
+from focusvit_hf import FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.cli.__main__ import main
-from focusvit_hf.export import OnnxImageClassifier, export_model
+from focusvit_hf.explanation import segment
+from focusvit_hf.export import OnnxImageClassifier, OnnxImageSegmenter, export_model
 
 
 NAMES = {0: "cat", 1: "cup", 2: "rocket"}
@@ -77,6 +80,68 @@ def test_other_folders_are_refused(classifier, tmp_path, capsys):
     for options in ([], ["--model", str(tmp_path), "--num-superpixels", "4"]):
         assert main(["classify", "cat.png", "--runtime", "onnx", *options]) == 2
         assert "without --num-superpixels" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_config, tmp_path_factory):
+    """A segmenter of three classes, its processor, and the folder that it was exported to."""
+    torch.manual_seed(0)
+    names = {0: "ground", 1: "figure", 2: "sky"}
+    model = FocusViTForSemanticSegmentation(tiny_config(initializer_range=0.5, num_labels=3, id2label=names)).eval()
+    processor = FocusViTImageProcessor.from_model_config(model.config)
+    return model, processor, export_model(model, processor, tmp_path_factory.mktemp("exported") / "segmenter")
+
+
+def test_an_exported_segmenter_answers_as_the_pipeline_and_segment_do(segmenter, files):
+    model, processor, folder = segmenter
+    theirs = pipeline("image-segmentation", model=model, image_processor=processor)
+    ours = OnnxImageSegmenter(folder)
+    several = ours(files, batch_size=2)
+    for file, found in zip(files, several, strict=True):
+        expected = theirs(file)
+        assert [(part["label"], part["score"]) for part in found] == [(part["label"], None) for part in expected]
+        for part, their in zip(found, expected, strict=True):
+            assert part["mask"].size == their["mask"].size and part["mask"].mode == "L"
+            assert (np.asarray(part["mask"]) == np.asarray(their["mask"])).mean() > 0.995
+        alone = ours(file)
+        assert [part["label"] for part in alone] == [part["label"] for part in found]
+        by_graph, by_torch = ours.segment(file), segment(model, processor, file)
+        torch.testing.assert_close(by_graph.logits, by_torch.logits, atol=1e-4, rtol=1e-4)
+        assert (by_graph.names, by_graph.upsampling) == (by_torch.names, by_torch.upsampling)
+    assert {part["label"] for part in several[0]} > {"ground"}
+    with pytest.raises(ValueError, match="expected upsampling to be one of"):
+        ours.segment(files[0], "bicubic")
+
+
+def test_segment_and_cutout_write_the_same_by_both_runtimes(segmenter, files, tmp_path, capsys):
+    model, processor, folder = segmenter
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    shares, cuts = [], []
+    for runtime, source in (("torch", tmp_path / "checkpoint"), ("onnx", folder)):
+        out = tmp_path / runtime
+        options = ["--runtime", runtime, "--model", str(source), "--out", str(out)]
+        assert main(["segment", *files, *options]) == 0
+        assert main(["cutout", files[0], *options, "--label", "figure"]) == 0
+        shares.append([entry["shares"] for entry in json.loads((out / "segmentation.json").read_text())["images"]])
+        cuts.append(np.asarray(Image.open(out / "cat_cutout.png")).astype(int))
+    for found, expected in zip(*shares, strict=True):
+        assert found == pytest.approx(expected, abs=5e-3)
+    assert (abs(cuts[0] - cuts[1]) <= 2).mean() > 0.99
+    capsys.readouterr()
+    assert main(["cutout", files[0], *options, "--label", "boat"]) == 2
+    assert "expected a --label of the model, ground; figure; sky, got 'boat'" in capsys.readouterr().err
+    assert main(["segment", files[0], "--runtime", "onnx", "--out", str(tmp_path / "none")]) == 2
+    assert "with a --model FOLDER that `focusvit export` wrote" in capsys.readouterr().err
+
+
+def test_a_graph_of_another_task_is_refused(segmenter, exported):
+    with pytest.raises(ValueError, match="expected a model of image classification, got one of segmentation in"):
+        OnnxImageClassifier(segmenter[2])
+    with pytest.raises(ValueError, match="expected a model of image segmentation, got one of classification in"):
+        OnnxImageSegmenter(exported)
+    with pytest.raises(ValueError, match="batch_size >= 1"):
+        OnnxImageSegmenter(segmenter[2])([], batch_size=0)
 
 
 def test_numbers_below_one_are_refused(exported):

@@ -31,6 +31,16 @@ def add_images(command: argparse.ArgumentParser, help: str = "an image file", na
     command.add_argument("images", nargs=nargs, type=Path, metavar="IMAGE", help=help)
 
 
+def add_runtime(command: argparse.ArgumentParser) -> None:
+    """Adds `--runtime`."""
+    command.add_argument(
+        "--runtime",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="what runs the model; with onnx, --model is a folder that `focusvit export` wrote (default: torch)",
+    )
+
+
 def add_new_folder(command: argparse.ArgumentParser, name: str) -> None:
     """Adds the folder that a command writes."""
     help = "the folder to write, which must be new or empty"

@@ -24,10 +24,11 @@ from ..images import decode_image, naming_image
 from ..utils.environment import environment
 from ..utils.files import check_file, check_folder, write_json, write_whole
 from ..utils.messages import one_line, printable, told_of
-from .arguments import add_images, checkpoint_arguments, count, new_command
+from .arguments import add_images, add_runtime, checkpoint_arguments, count, new_command
 
 
 Answer = TypeVar("Answer")
+Exported = TypeVar("Exported")
 Classify = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
 # What the commands return where they did their work for some of the images only.
@@ -42,12 +43,7 @@ def add_image_commands(commands: argparse._SubParsersAction) -> None:
     add_images(command)
     command.add_argument("--out", type=Path, metavar="FILE.json", help="also write the classes to this file")
     command.add_argument("--top-k", type=count, default=5, help="how many classes to show for each image (default: 5)")
-    command.add_argument(
-        "--runtime",
-        choices=("torch", "onnx"),
-        default="torch",
-        help="what runs the model; with onnx, --model is a folder that `focusvit export` wrote (default: torch)",
-    )
+    add_runtime(command)
     command.add_argument(
         "--batch-size", type=count, default=1, help="how many images go through the model at once (default: 1)"
     )
@@ -202,23 +198,33 @@ def _by_onnx_runtime(arguments: argparse.Namespace) -> tuple[dict[str, Any], Foc
     # Only here, since other commands do without the exporter.
     from ..export.runtime import OnnxImageClassifier
 
+    classifier = exported_as(OnnxImageClassifier, arguments)
+
+    def classes(images: list[Image.Image]) -> list[dict[str, Any]]:
+        answers = classifier(images, arguments.top_k, len(images))
+        return [{f"{name}s": [entry[name] for entry in answer] for name in ("label", "score")} for answer in answers]
+
+    settings = {"runtime": "onnx", "num_tokens": classifier.config.num_tokens}
+    settings["environment"] = environment(torch.device("cpu"), torch.float32)
+    return settings, classifier.image_processor, classes
+
+
+def exported_as(kind: Callable[[str], Exported], arguments: argparse.Namespace) -> Exported:
+    """
+    The folder `--model` as what ONNX Runtime runs.
+
+    Raises:
+        ValueError: on a folder that cannot be used, `--num-superpixels`, and where ONNX Runtime is not installed.
+    """
     if arguments.model is None or arguments.num_superpixels is not None:
         raise ValueError(
             "expected --runtime onnx with a --model FOLDER that `focusvit export` wrote, whose graph has its own "
             "number of superpixels, and without --num-superpixels"
         )
     try:
-        classifier = OnnxImageClassifier(arguments.model)
+        return kind(arguments.model)
     except ImportError as error:
         raise ValueError(str(error)) from error
-
-    def classes(images: list[Image.Image]) -> list[dict[str, Any]]:
-        answers = classifier(images, arguments.top_k, len(images))
-        return [{f"{name}s": [entry[name] for entry in answer] for name in ("label", "score")} for answer in answers]
-
-    place = environment(torch.device("cpu"), torch.float32)
-    settings = {"runtime": "onnx", "num_tokens": classifier.config.num_tokens, "environment": place}
-    return settings, classifier.image_processor, classes
 
 
 def visualize(arguments: argparse.Namespace) -> int:

@@ -5,9 +5,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..errors import joined
-from ..explanation.segmentation import Segmentation
+from ..explanation.segmentation import Segmentation, class_names
 from ..explanation.segmentation import segment as segmented
 from ..hub.checkpoints import load_with_superpixels
 from ..modeling_focusvit_dense import FocusViTForSemanticSegmentation
@@ -15,13 +18,14 @@ from ..segmentation_maps import UPSAMPLINGS
 from ..utils.environment import environment
 from ..utils.files import check_folder, write_json
 from ..utils.messages import printable
-from .arguments import add_images, checkpoint_arguments, new_command
-from .images import SOME_FAILED, Failures, answers, write_png
+from .arguments import add_images, add_runtime, checkpoint_arguments, new_command
+from .images import SOME_FAILED, Failures, answers, exported_as, write_png
 
 
 # Where the source tree keeps the checkpoint for figures; a wheel does not bring it.
 DEFAULT_SEGMENTER = Path(__file__).resolve().parents[3] / "model_cards" / "focusvit-tiny-ecssd"
 JSON_FILE = "segmentation.json"
+Find = Callable[..., Segmentation]
 # Most of the time for a photograph of 12 megapixels would go into a file that is a little smaller.
 QUICK_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
@@ -45,6 +49,7 @@ def add_segmentation_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_shared(command: argparse.ArgumentParser, default: str) -> None:
+    add_runtime(command)
     help = f"the folder to write the PNG files to (default: {default})"
     command.add_argument("--out", type=Path, default=Path(default), metavar="FOLDER", help=help)
     command.add_argument(
@@ -79,9 +84,9 @@ def segment(arguments: argparse.Namespace) -> int:
         for name, share in shares.items():
             print(f"  {share:6.1%}  {printable(name)}")
 
-    model, failures = _each(arguments, ("_labels", "_overlay"), write)
+    settings, failures = _each(arguments, ("_labels", "_overlay"), write)
     described = {"model": arguments.model or DEFAULT_SEGMENTER.name, "images": results}
-    described |= {"failures": failures.described(), "environment": environment(model.device, model.dtype)}
+    described |= {"failures": failures.described(), **settings}
     if results:
         write_json(arguments.out / JSON_FILE, described)
     return SOME_FAILED if failures else 0
@@ -113,23 +118,37 @@ def cutout(arguments: argparse.Namespace) -> int:
 
 def _each(
     arguments: argparse.Namespace, endings: Sequence[str], write: Callable[[Path, Segmentation], None]
-) -> tuple[FocusViTForSemanticSegmentation, Failures]:
-    """Writes what is found in each image; gives the model and the images that could not be used."""
+) -> tuple[dict[str, Any], Failures]:
+    """Writes what is found in each image; gives what is told of the settings, and the images that were no use."""
     _check_out(arguments.out, arguments.images, endings)
+    settings, names, find = (_by_onnx_runtime if arguments.runtime == "onnx" else _by_torch)(arguments)
+    label = getattr(arguments, "label", None)
+    if label is not None and label not in names:
+        raise ValueError(f"expected a --label of the model, {joined(names)}, got {label!r}")
+    failures = Failures()
+    for path, found in answers(arguments.images, failures, partial(find, upsampling=arguments.upsampling)):
+        write(path, found)
+    return settings, failures
+
+
+def _by_torch(arguments: argparse.Namespace) -> tuple[dict[str, Any], Sequence[str], Find]:
+    """What is told of a checkpoint's settings, its classes, and what it finds in an image."""
     model, image_processor = load_with_superpixels(
         arguments.model, DEFAULT_SEGMENTER, FocusViTForSemanticSegmentation, arguments.num_superpixels
     )
     model.to(arguments.device)
-    label = getattr(arguments, "label", None)
-    names = list((model.config.id2label or {}).values())
-    if label is not None and label not in names:
-        raise ValueError(f"expected a --label of the model, {joined(names)}, got {label!r}")
-    failures = Failures()
-    for path, found in answers(
-        arguments.images, failures, partial(segmented, model, image_processor, upsampling=arguments.upsampling)
-    ):
-        write(path, found)
-    return model, failures
+    settings = {"environment": environment(model.device, model.dtype)}
+    return settings, class_names(model.config), partial(segmented, model, image_processor)
+
+
+def _by_onnx_runtime(arguments: argparse.Namespace) -> tuple[dict[str, Any], Sequence[str], Find]:
+    """What [`_by_torch`] gives, of an exported folder."""
+    # Only here, since other commands do without the exporter.
+    from ..export.runtime import OnnxImageSegmenter
+
+    segmenter = exported_as(OnnxImageSegmenter, arguments)
+    settings = {"runtime": "onnx", "environment": environment(torch.device("cpu"), torch.float32)}
+    return settings, class_names(segmenter.config), segmenter.segment
 
 
 def _check_out(out: Path, paths: Sequence[Path], endings: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..configuration_focusvit import FocusViTConfig
 from ..image_processing_focusvit import FocusViTImageProcessor
 from ..images import decode_image
 from ..lay_back import cells_to_pixels
@@ -182,18 +183,38 @@ def segment(
     >>> segment(model, FocusViTImageProcessor.from_model_config(config), chelsea()).cutout().size
     (451, 300)
     ```"""
+    require_upsampling(upsampling)
+    shown = whole_image(image_processor, image)
+    inputs = image_processor(shown, return_tensors="pt").to(model.device)
+    logits = model(**inputs).logits[0].float().cpu()
+    return Segmentation(shown, logits, class_names(model.config), upsampling)
+
+
+def require_upsampling(upsampling: str) -> None:
+    """ValueError unless there is one of this name."""
     if upsampling not in UPSAMPLINGS:
         raise ValueError(f"expected upsampling to be one of {UPSAMPLINGS}, got {upsampling!r}")
+
+
+def whole_image(image_processor: FocusViTImageProcessor, image: Any) -> Image.Image:
+    """
+    An image as of [`~images.decode_image`], RGB and upright, of which the processor shows the model all.
+
+    Raises:
+        ValueError: on an image that cannot be used, and a processor that crops.
+    """
     if image_processor.do_center_crop:
         raise ValueError("expected an image processor that shows all of an image, got one with do_center_crop=True")
     decoded: Any = decode_image(image)
-    if not isinstance(decoded, Image.Image):
-        decoded = Image.fromarray(np.ascontiguousarray(np.moveaxis(decoded, 0, -1)))
-    inputs = image_processor(decoded, return_tensors="pt").to(model.device)
-    logits = model(**inputs).logits[0].float().cpu()
-    labels: Any = model.config.id2label
-    names = tuple(labels[number] for number in range(model.num_labels))
-    return Segmentation(decoded, logits, names, upsampling)
+    if isinstance(decoded, Image.Image):
+        return decoded
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(decoded, 0, -1)))
+
+
+def class_names(config: FocusViTConfig) -> tuple[str, ...]:
+    """The names of the classes, in the order of their numbers."""
+    labels: Any = config.id2label
+    return tuple(labels[number] for number in range(len(labels)))
 
 
 def _with_legend(image: Image.Image, entries: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:

@@ -32,7 +32,7 @@ has to be told so, `providers=[("CUDAExecutionProvider", {"use_tf32": 0})]`.
 """
 
 from .folder import export_model
-from .runtime import OnnxImageClassifier
+from .runtime import OnnxImageClassifier, OnnxImageSegmenter
 
 
-__all__ = ["OnnxImageClassifier", "export_model"]
+__all__ = ["OnnxImageClassifier", "OnnxImageSegmenter", "export_model"]
