@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from focusvit_hf.regions import Regions
+from focusvit_hf.regions import Regions, _cell_moments
 from focusvit_hf.superpixels import geometry, overlap, slic, tile_ids
 
 
@@ -63,6 +63,24 @@ def test_integers_of_any_width_are_taken(dtype):
     ids = random_ids(2, 4, 6)
     assert torch.equal(overlap(ids.to(dtype), (2, 3), 5), overlap(ids, (2, 3), 5))
     assert torch.equal(geometry(ids.to(dtype), 5), geometry(ids, 5))
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (88, 120), (224, 224)])
+def test_moments_are_exact_in_any_order_so_that_every_runtime_has_the_same_shapes(height, width):
+    """Summed up in units of the image, the variance of a region of a few cells differed by up to a thousandth."""
+    ids = tile_ids((height // 4, width // 4), height, width)[None]
+    number = (height // 4) * (width // 4)
+    regions = Regions(ids, number)
+    found = regions.geometry()
+    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))
+    shuffled = Regions(ids, number)
+    shuffled._moments = torch.matmul(
+        shuffled.membership[:, :, order], _cell_moments(height, width, ids.device)[:, order]
+    )
+    assert torch.equal(shuffled.geometry(), found)
+    # Every tile is as large as the others, and 4 x 4 cells have a variance that is known.
+    known = torch.tensor([16 / (height * width), 16 / (12 * height**2), 16 / (12 * width**2)])
+    torch.testing.assert_close(found[0, :, 2:], known.expand(number, 3), rtol=2e-4, atol=0)
 
 
 def test_membership_is_one_hot():

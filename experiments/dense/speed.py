@@ -14,8 +14,8 @@ Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 
 `experiments/tables/dense-speed.json` and `.md` hold what was measured; `--threads N` writes `dense-speed-threads-N`.
 
 With `--onnx` all are graphs in ONNX Runtime, from normalised pixels to label maps that are interpolated from all
-classes, ours with the encoder in 8 bits, too (`dense-speed-onnx`). Each gets ten batches in a row, so that its weights
-lie in the cache and its threads spin as those of a server of one model do. The graphs stay in the folder.
+classes, ours with the encoder in 8 bits, too (`dense-speed-onnx`). Each gets several batches in a row, so that its
+weights lie in the cache and its threads spin as those of a server of one model do. The graphs stay in the folder.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from focusvit_hf.utils.environment import environment
 SETTINGS = (((224, 224), 2, (49, 196)), ((352, 480), 11, (49, 196)))
 BATCHES = (1, 8)
 REPEATS, WARMUP = 9, 2
-IN_A_ROW = 10
+# How many batches in a row a graph gets, by the number of images in each.
+IN_A_ROW = {1: 10, 8: 3}
 # Whom all others are compared with.
 REFERENCE = "SegFormer-B0"
 
@@ -168,11 +169,11 @@ def graph_files(models: Mapping[str, nn.Module], size: tuple[int, int], folder: 
     return files
 
 
-def ten_runs(session: Any, pixels: torch.Tensor) -> Callable[[], None]:
-    """Ten batches in a row."""
+def several_runs(session: Any, pixels: torch.Tensor) -> Callable[[], None]:
+    """Several batches in a row."""
 
     def call() -> None:
-        for _ in range(IN_A_ROW):
+        for _ in range(IN_A_ROW[len(pixels)]):
             session.run(["label_map"], {"pixel_values": pixels.numpy()})
 
     return call
@@ -194,14 +195,14 @@ def measured(repeats: int = REPEATS, warmup: int = WARMUP, graphs: Path | None =
             }
         for batch in BATCHES:
             pixels = photograph(size).repeat(batch, 1, 1, 1)
-            calls = {name: ten_runs(session, pixels) for name, session in sessions.items()}
+            calls = {name: several_runs(session, pixels) for name, session in sessions.items()}
             calls = calls or {name: call_of(model, pixels) for name, model in models.items()}
             for name, seconds in interleaved(calls, repeats, warmup).items():
                 model = models[name.removesuffix(", int8")]
                 parameters = sum(parameter.numel() for parameter in model.parameters())
                 about = {"network": name, "size": list(size), "batch_size": batch, "parameters": parameters}
                 about["border_share"] = border_share(model, pixels[:1])
-                rows.append({**about, **summary(seconds, batch * (IN_A_ROW if sessions else 1))})
+                rows.append({**about, **summary(seconds, batch * (IN_A_ROW[batch] if sessions else 1))})
     return rows
 
 

@@ -86,7 +86,11 @@ class Regions:
 
     @property
     def moments(self) -> torch.Tensor:
-        """Number of cells, and sums over them of y, x, y², x² from the image's middle: `(batch_size, K, 5)`."""
+        """
+        Number of cells, and sums over them of y, x, y², x² from the image's middle in halves of a cell:
+        `(batch_size, K, 5)`. These are whole numbers, so the sums are exact in any order: the variance of a small
+        region is a small difference of them, in which another order of rounding would show.
+        """
         if self._moments is None:
             self._moments = self.sums(_cell_moments(*self.cells, self.ids.device), exact=True)
         return self._moments
@@ -96,9 +100,10 @@ class Regions:
         height, width = self.cells
         count, sums = self.moments.split((1, 4), dim=-1)
         centre, squares = (sums / count.clamp(min=1)).split(2, dim=-1)
-        cell = _cell_variances(height, width, count.device)
-        variance = (squares - centre.square()).clamp(min=0) + cell * (count > 0)
-        return torch.cat((centre + 0.5, count / (height * width), variance), dim=-1)
+        # A cell is two halves wide, so the variance within it is a third of the square of a half.
+        variance = torch.add((squares - centre.square()).clamp(min=0), count > 0, alpha=1 / 3)
+        scales, corner = _geometry_scales(height, width, count.device)
+        return torch.addcmul(corner, torch.cat((centre, count, variance), dim=-1), scales)
 
     def overlap(self, grid: tuple[int, int]) -> torch.Tensor:
         """[`overlap`] transposed: `(batch_size, K, N)`."""
@@ -113,18 +118,20 @@ class Regions:
 
 @cached_table
 def _cell_moments(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(1, height * width, 5): one, y, x, y², x² of each cell, y and x from the middle, in units of the image."""
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height - 0.5
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width - 0.5
+    """(1, height * width, 5): one, y, x, y², x² of each cell, y and x from the middle, in halves of a cell."""
+    y = 2 * torch.arange(height, dtype=torch.float32, device=device) - (height - 1)
+    x = 2 * torch.arange(width, dtype=torch.float32, device=device) - (width - 1)
     y = y[:, None].expand(height, width).flatten()
     x = x[None, :].expand(height, width).flatten()
     return torch.stack((torch.ones_like(y), y, x, y.square(), x.square()), dim=1)[None]
 
 
 @cached_table
-def _cell_variances(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(2,): variance of y and of x within a cell, in units of the image."""
-    return torch.tensor([1 / (12 * height**2), 1 / (12 * width**2)], dtype=torch.float32, device=device)
+def _geometry_scales(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(5,) each: from halves of a cell, their squares and cells to units of the image, and the middle of the image."""
+    y, x = 1 / (2 * height), 1 / (2 * width)
+    scales = torch.tensor([y, x, 1 / (height * width), y**2, x**2], dtype=torch.float32, device=device)
+    return scales, torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0], dtype=torch.float32, device=device)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
