@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import edges, sheet, taught, teacher
+from experiments.dense import edges, keep, sheet, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
+from focusvit_hf.hub.model_card import check_card
+from focusvit_hf.training.segmentation_metrics import SegmentationMetrics
+from focusvit_hf.utils.files import write_json
 
 
 @pytest.fixture
@@ -133,3 +138,34 @@ def test_what_the_teacher_is_asked_is_what_the_segmenter_sees():
     assert seen.shape == (4, 3, 224, 224) and seen.min() >= 0 and seen.max() <= 1
     torch.testing.assert_close(chances, BrightIsFigure()(seen).sigmoid())
     assert not torch.equal(taught.lesson(BrightIsFigure(), images)[0], seen)
+
+
+def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_images(tmp_path):
+    model = segmenter()
+    model.save_pretrained(tmp_path / "run")
+    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "run")
+    log = {"arguments": {"data_dir": "data/figures"}, "command": "focusvit train", "figures": {"eval_mean_iou": 0.5}}
+    write_json(tmp_path / "run" / keep.LOG_FILE, {**log, "pictures": {"train": 9, "validation": 3}})
+    images, masks = squares(3, 3)
+    rows = [
+        {"image": Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)), "mask": Image.fromarray(mask)}
+        for image, mask in zip(images, masks.byte().numpy(), strict=True)
+    ]
+    figures = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows, "**Small.** It finds squares.\n")
+    kept = load_file(tmp_path / "focusvit-mine" / "model.safetensors")
+    assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float16}
+    # The same by hand, from the class of each cell, interpolated as the pipeline does it.
+    own = FocusViTForSemanticSegmentation.from_pretrained(tmp_path / "focusvit-mine", dtype=torch.float32).eval()
+    processor = FocusViTImageProcessor.from_pretrained(tmp_path / "focusvit-mine")
+    metrics = SegmentationMetrics(["LABEL_0", "LABEL_1"], 255)
+    for row, mask in zip(rows, masks, strict=True):
+        with torch.no_grad():
+            outputs = own(**processor(row["image"], return_tensors="pt"))
+        metrics.update(processor.post_process_semantic_segmentation(outputs, [(112, 112)])[0], mask)
+    assert figures == pytest.approx(metrics.figures(), abs=1e-3)
+    card = (tmp_path / "focusvit-mine" / "README.md").read_text()
+    check_card(ModelCard(card))
+    assert f"| Mean IoU | test | 3 | {figures['mean_iou']:.4f} |" in card
+    assert card.index("It finds squares.") < card.index("## Model")
+    with pytest.raises(ValueError, match="expected a new or an empty folder"):
+        keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows)
