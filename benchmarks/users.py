@@ -33,7 +33,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil, pipeline
 
 from focusvit_hf.benchmark.floor import check_plausible, measure_machine, model_floor, shortest
-from focusvit_hf.benchmark.runtimes import write_graph
+from focusvit_hf.benchmark.runtimes import one_session_at_a_time, write_graph
 from focusvit_hf.benchmark.subjects import batch_of, find_subject, sample_pictures
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.benchmark.user_rows import BATCH, FULL, LATENT, LEVIT, SUBJECTS, TITLES, VIT, Row, table
@@ -97,33 +97,28 @@ def pixels_to_logits(
     return {"times": times, "floors": floors, "stages": {} if compiled else found, "machine": asdict(machine)}
 
 
-def runtime(batch: int, repeats: int, exports: Path, in_a_row: int = 1) -> Row:
+def runtime(batch: int, repeats: int, exports: Path, alone: bool = False) -> Row:
     """
-    ONNX Runtime, images in uint8 to logits; torch only prepares what it is given. Sessions that take turns wait
-    without taking a core. One that gets several batches in a row finds its weights in the cache, and its threads spin
-    between operations, as those of a server of one model do.
+    ONNX Runtime, images in uint8 to logits; torch only prepares what it is given. Sessions take turns, and their
+    threads wait without taking a core, or each is alone as [`one_session_at_a_time`] says.
     """
     from focusvit_hf.export.runtime import onnx_session
 
-    sessions = {name: onnx_session(file, spinning=in_a_row > 1) for name, file in graph_files(exports).items()}
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, 224, 224), dtype=np.uint8)
+    machine = measure_machine(CPU, torch.float32)
+    pixels = torch.zeros(batch, 3, 224, 224)
+    floors = {name: model_floor(built(name, 224)[0], pixels, machine) for name in SUBJECTS}
+    row: Row = {"floors": floors, "stages": {}, "machine": asdict(machine)}
+    if alone:
+        seconds = one_session_at_a_time(graph_files(exports), images, "logits", repeats)
+        check_plausible(seconds, seconds, {name: floor["floor_ms"] * batch / 1000 for name, floor in floors.items()})
+        return {**row, "times": {name: summary(values, batch) for name, values in seconds.items()}}
+    sessions = {name: onnx_session(file) for name, file in graph_files(exports).items()}
     calls: Calls = {name: partial(session.run, ["logits"], {"images": images}) for name, session in sessions.items()}
     for name in (VIT, LEVIT):
         output = sessions[name].get_outputs()[0].name
         calls[name] = partial(sessions[name].run, [output], {"images": images})
-    machine = measure_machine(CPU, torch.float32)
-    pixels = torch.zeros(batch, 3, 224, 224)
-    floors = {name: model_floor(built(name, 224)[0], pixels, machine) for name in SUBJECTS}
-    if in_a_row > 1:
-        calls = {name: partial(repeated, call, in_a_row) for name, call in calls.items()}
-    times = timed(calls, batch * in_a_row, repeats, floors)
-    return {"times": times, "floors": floors, "stages": {}, "machine": asdict(machine)}
-
-
-def repeated(call: Callable[[], Any], times: int) -> None:
-    """One call after the other."""
-    for _ in range(times):
-        call()
+    return {**row, "times": timed(calls, batch, repeats, floors)}
 
 
 def graph_files(exports: Path) -> dict[str, Path]:
@@ -238,7 +233,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "bfloat16": lambda options: pixels_to_logits(SUBJECTS, 224, BATCH, BFLOAT16, options.repeats),
     "single": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats),
     "onnx-single": lambda options: runtime(1, options.repeats, options.exports),
-    "onnx-in-a-row": lambda options: runtime(1, options.repeats, options.exports, in_a_row=10),
+    "onnx-alone": lambda options: runtime(1, options.repeats, options.exports, alone=True),
     "onnx": lambda options: runtime(BATCH, options.repeats, options.exports),
     "compiled": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats, compiled=True),
     "pipeline": lambda options: pipelines(BATCH, options.repeats),

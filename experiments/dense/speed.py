@@ -14,8 +14,8 @@ Two sizes, 224 x 224 with 2 classes and 352 x 480 with 11, each with 1 and with 
 `experiments/tables/dense-speed.json` and `.md` hold what was measured; `--threads N` writes `dense-speed-threads-N`.
 
 With `--onnx` all are graphs in ONNX Runtime, from normalised pixels to label maps that are interpolated from all
-classes, ours with the encoder in 8 bits, too (`dense-speed-onnx`). Each gets several batches in a row, so that its
-weights lie in the cache and its threads spin as those of a server of one model do. The graphs stay in the folder.
+classes, ours with the encoder in 8 bits, too (`dense-speed-onnx`). In each round one session after the other is alone
+in the process, as in a server of one model. The graphs stay in the folder.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
+from focusvit_hf.benchmark.runtimes import one_session_at_a_time
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.cli.demo import SAMPLE
 from focusvit_hf.export.folder import EXPORT_FILES, export_model
 from focusvit_hf.export.onnx import ONNX_OPSET
-from focusvit_hf.export.runtime import onnx_session
 from focusvit_hf.segmentation_maps import segmentation_maps_of
 from focusvit_hf.utils.environment import environment
 
@@ -55,8 +55,8 @@ from focusvit_hf.utils.environment import environment
 SETTINGS = (((224, 224), 2, (49, 196)), ((352, 480), 11, (49, 196)))
 BATCHES = (1, 8)
 REPEATS, WARMUP = 9, 2
-# How many batches in a row a graph gets, by the number of images in each.
-IN_A_ROW = {1: 10, 8: 3}
+# How many batches a session gets, by the number of images in each.
+RUNS = {1: 20, 8: 4}
 # Whom all others are compared with.
 REFERENCE = "SegFormer-B0"
 
@@ -169,16 +169,6 @@ def graph_files(models: Mapping[str, nn.Module], size: tuple[int, int], folder: 
     return files
 
 
-def several_runs(session: Any, pixels: torch.Tensor) -> Callable[[], None]:
-    """Several batches in a row."""
-
-    def call() -> None:
-        for _ in range(IN_A_ROW[len(pixels)]):
-            session.run(["label_map"], {"pixel_values": pixels.numpy()})
-
-    return call
-
-
 @torch.no_grad()
 def measured(repeats: int = REPEATS, warmup: int = WARMUP, graphs: Path | None = None) -> list[dict[str, Any]]:
     """A row for each network, size and number of images; in ONNX Runtime with a folder for graphs."""
@@ -186,23 +176,23 @@ def measured(repeats: int = REPEATS, warmup: int = WARMUP, graphs: Path | None =
     for size, classes, tokens in SETTINGS:
         torch.manual_seed(0)
         models = networks(size, classes, tokens)
-        sessions = {}
+        files = {}
         if graphs is not None:
             # A grid of 400 tiles is a control of quality.
             models = {name: model for name, model in models.items() if "400" not in name}
-            sessions = {
-                name: onnx_session(file, spinning=True) for name, file in graph_files(models, size, graphs).items()
-            }
+            files = graph_files(models, size, graphs)
         for batch in BATCHES:
             pixels = photograph(size).repeat(batch, 1, 1, 1)
-            calls = {name: several_runs(session, pixels) for name, session in sessions.items()}
-            calls = calls or {name: call_of(model, pixels) for name, model in models.items()}
-            for name, seconds in interleaved(calls, repeats, warmup).items():
+            if files:
+                times = one_session_at_a_time(files, pixels.numpy(), "label_map", repeats, RUNS[batch], warmup)
+            else:
+                times = interleaved({name: call_of(model, pixels) for name, model in models.items()}, repeats, warmup)
+            for name, seconds in times.items():
                 model = models[name.removesuffix(", int8")]
                 parameters = sum(parameter.numel() for parameter in model.parameters())
                 about = {"network": name, "size": list(size), "batch_size": batch, "parameters": parameters}
                 about["border_share"] = border_share(model, pixels[:1])
-                rows.append({**about, **summary(seconds, batch * (IN_A_ROW[batch] if sessions else 1))})
+                rows.append({**about, **summary(seconds, batch)})
     return rows
 
 

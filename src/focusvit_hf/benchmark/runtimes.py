@@ -1,8 +1,11 @@
-"""Any classifier of transformers in ONNX Runtime, from 8-bit images to logits, to be measured beside FocusViT."""
+"""Models in ONNX Runtime: any classifier of transformers as a graph, and graphs that are timed one after the other."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -36,3 +39,40 @@ def write_graph(model: PreTrainedModel, file: Path, resolution: int) -> None:
         opset_version=ONNX_OPSET,
     )
     program.save(file)
+
+
+def one_session_at_a_time(
+    files: Mapping[str, Path], images: np.ndarray, output: str, rounds: int = 7, runs: int = 20, warmup: int = 5
+) -> dict[str, list[float]]:
+    """
+    Times graphs as a server of one model runs them: in each round every graph gets a session of its own, whose threads
+    spin as ONNX Runtime's do by default, and which is gone before that of the next one begins. Among several sessions
+    of a process a single image takes 1.3 to 2 times as long, since the threads of the others take its cores and their
+    weights its cache.
+
+    Args:
+        files (mapping from names to paths): The graphs, each with one input.
+        images (`np.ndarray`): What all of them get.
+        output (`str`): The output that is asked for; of a graph without one of this name the first.
+        rounds (`int`, *optional*, defaults to 7): Sessions of each graph.
+        runs (`int`, *optional*, defaults to 20): Timed runs of each session, after `warmup` that do not count.
+
+    Returns:
+        `dict[str, list[float]]`: Seconds of each run, `rounds * runs` for each graph.
+    """
+    from ..export.runtime import onnx_session
+
+    seconds: dict[str, list[float]] = {name: [] for name in files}
+    for _ in range(rounds):
+        for name, file in files.items():
+            session = onnx_session(file, spinning=True)
+            names = [found.name for found in session.get_outputs()]
+            asked = [output if output in names else names[0]]
+            given = {session.get_inputs()[0].name: images}
+            for turn in range(warmup + runs):
+                start = time.perf_counter()
+                session.run(asked, given)
+                if turn >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+            del session
+    return seconds

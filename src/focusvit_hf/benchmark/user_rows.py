@@ -13,7 +13,7 @@ TITLES = {
     "bfloat16": f"bfloat16, batch {BATCH}",
     "single": "float32, batch 1, eager",
     "onnx-single": "ONNX Runtime, batch 1",
-    "onnx-in-a-row": "ONNX Runtime, batch 1, ten in a row",
+    "onnx-alone": "ONNX Runtime, batch 1, the only model",
     "onnx": f"ONNX Runtime, batch {BATCH}",
     "compiled": "`torch.compile`, batch 1",
     "pipeline": f"`pipeline(images, batch_size={BATCH})`",
