@@ -83,7 +83,7 @@ def held_out_iou(model: nn.Module, images: torch.Tensor, masks: torch.Tensor) ->
 class Plan:
     """Of AdamW, its cosine, whose ends are warm-up and zero, and the average of the weights."""
 
-    epochs: int = 32
+    epochs: int = 24
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup_epochs: float = 1.0
