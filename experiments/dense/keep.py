@@ -52,9 +52,14 @@ def measured(folder: Path, rows: Any, ignore_index: int) -> dict[str, float]:
     return metrics.figures()
 
 
-def keep(run: Path, target: Path, rows: Any, notes: str = "") -> dict[str, float]:
+def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | None = None) -> dict[str, float]:
     """Writes the folder `target`, which must not be there yet, and returns what was measured, each in 0..1."""
     log = read_json(run / LOG_FILE)
+    if log["arguments"].get("model_name_or_path"):
+        # A folder, which from elsewhere would look like a name on the Hub.
+        log["base_model"] = f"./{log['arguments']['model_name_or_path']}"
+    if license is not None:
+        log["license"] = license
     with new_folder(target) as folder:
         # Rounded in the file alone: a loader asks for the configuration's float32.
         halves = {
@@ -83,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--data", type=Path, required=True, help="folder of parquet files with a test split")
     parser.add_argument("--notes", type=Path, metavar="FILE.md", help="what the card says below its figures")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: apache-2.0)")
     args = parser.parse_args(argv)
     rows = datasets.load_dataset("parquet", data_dir=str(args.data), split="test")
     notes = "" if args.notes is None else args.notes.read_text(encoding="utf-8")
-    for name, value in keep(args.run, args.target, rows, notes).items():
+    for name, value in keep(args.run, args.target, rows, notes, args.license).items():
         print(f"{name:24} {value:.4f}")
 
 

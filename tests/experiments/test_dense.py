@@ -144,14 +144,16 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     model = segmenter()
     model.save_pretrained(tmp_path / "run")
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "run")
-    log = {"arguments": {"data_dir": "data/figures"}, "command": "focusvit train", "figures": {"eval_mean_iou": 0.5}}
+    arguments = {"data_dir": "data/figures", "model_name_or_path": "runs/before"}
+    log = {"arguments": arguments, "command": "focusvit train", "figures": {"eval_mean_iou": 0.5}}
     write_json(tmp_path / "run" / keep.LOG_FILE, {**log, "pictures": {"train": 9, "validation": 3}})
     images, masks = squares(3, 3)
     rows = [
         {"image": Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)), "mask": Image.fromarray(mask)}
         for image, mask in zip(images, masks.byte().numpy(), strict=True)
     ]
-    figures = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows, "**Small.** It finds squares.\n")
+    notes = "**Small.** It finds squares.\n"
+    figures = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows, notes, "apache-2.0")
     kept = load_file(tmp_path / "focusvit-mine" / "model.safetensors")
     assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float16}
     # The same by hand, from the class of each cell, interpolated as the pipeline does it.
@@ -166,6 +168,7 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     card = (tmp_path / "focusvit-mine" / "README.md").read_text()
     check_card(ModelCard(card))
     assert f"| Mean IoU | test | 3 | {figures['mean_iou']:.4f} |" in card
+    assert "| began from | before |" in card and "base_model" not in card and "license: apache-2.0" in card
     assert card.index("It finds squares.") < card.index("## Model")
     with pytest.raises(ValueError, match="expected a new or an empty folder"):
         keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows)
