@@ -102,8 +102,8 @@ FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {coun
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
-The number of superpixels was {superpixels} in training; `python -m experiments.robustness.checkpoints`
-measures what another number costs.
+The number of superpixels was {superpixels}.
+`python -m experiments.robustness.checkpoints` measures what another number costs.
 [training_log.json](training_log.json) has the recipe and every epoch.
 
 """
@@ -229,8 +229,9 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     looks = " and ".join(map(str, accumulate(rounds)))
     earlier = f", and before, after {looks} epochs on new views" if rounds else ""
     taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=earlier)
-    drawn = recipe.get("num_superpixels")
-    numbers = f"drawn from {', '.join(map(str, drawn))} for each batch" if drawn else "49 in every step"
+    numbers = "49 in every step of the training"
+    if recipe.get("num_superpixels"):
+        numbers = f"drawn from {', '.join(map(str, recipe['num_superpixels']))} for each batch of the training"
     return before + taught + "\n## Model\n" + head + LIMITS.format(superpixels=numbers) + licence
 
 

@@ -204,7 +204,7 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     log["settings"]["recipe"] |= {"config": {**config, "stem_blocks": 1}, "num_superpixels": [4, 9]}
     card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": earlier}, 7).split())
     assert commands[2] in card and "focusvit-tiny-deep.json --begin runs/mixed-3 --out runs/deep" in card
-    assert "was drawn from 4, 9 for each batch in training" in card
+    assert "was drawn from 4, 9 for each batch of the training" in card
 
 
 MIXED = {**RECIPE, "stages": [[112, 2]], "views": 0, "mix": 0.5, "teacher_size": 96, "guidance": 0}
