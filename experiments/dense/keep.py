@@ -77,7 +77,8 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         record = TrainingRecord.from_log(log)
         card = str(model_card(model, target.name, location=f"model_cards/{target.name}", record=record))
         head, mark, rest = card.partition("\n## Model\n")
-        write_whole(folder / "README.md", f"{head}{notes and chr(10) + notes.strip() + chr(10)}{mark}{rest}".encode())
+        below = f"\n{notes.strip()}\n" if notes else ""
+        write_whole(folder / "README.md", f"{head}{below}{mark}{rest}".encode())
     return figures
 
 

@@ -88,8 +88,8 @@ class Regions:
     def moments(self) -> torch.Tensor:
         """
         Number of cells, and sums over them of y, x, y², x² from the image's middle in halves of a cell:
-        `(batch_size, K, 5)`. These are whole numbers, so the sums are exact in any order: the variance of a small
-        region is a small difference of them, in which another order of rounding would show.
+        `(batch_size, K, 5)`. These are whole numbers, so sums below 2²⁴ are exact in any order: the variance of a
+        small region is a small difference of them, in which another order of rounding would show.
         """
         if self._moments is None:
             self._moments = self.sums(_cell_moments(*self.cells, self.ids.device), exact=True)
