@@ -19,11 +19,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from transformers import pipeline
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.arguments import parser_of
+from experiments.teacher.keep import in_half
 from focusvit_hf import FocusViTForSemanticSegmentation
 from focusvit_hf.explanation.segmentation import class_names
 from focusvit_hf.hub.model_card import model_card
@@ -61,12 +61,7 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
     if license is not None:
         log["license"] = license
     with new_folder(target) as folder:
-        # Rounded in the file alone: a loader asks for the configuration's float32.
-        halves = {
-            name: tensor.half() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(run / SAFE_WEIGHTS_NAME).items()
-        }
-        write_whole(folder / SAFE_WEIGHTS_NAME, save(halves, metadata={"format": "pt"}))
+        write_whole(folder / SAFE_WEIGHTS_NAME, in_half(run / SAFE_WEIGHTS_NAME))
         for name in ("config.json", "preprocessor_config.json"):
             shutil.copy(run / name, folder / name)
         model = FocusViTForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)

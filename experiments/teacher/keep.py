@@ -135,6 +135,16 @@ def as_vit(model: FocusViTForImageClassification) -> ViTForImageClassification:
     return vit
 
 
+def in_half(file: Path) -> bytes:
+    """
+    A file of weights in float16, counts as they are. They are rounded in the file alone: a loader asks for the
+    configuration's float32.
+    """
+    tensors = load_file(file)
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return save(halves, metadata={"format": "pt"})
+
+
 def keep(run: Path, target: Path, data: Path = DATA) -> float:
     """Writes the folder `target`, which must not be there yet, and returns its accuracy on the test split in 0..1."""
     log = read_json(run / LOG_FILE)
@@ -144,9 +154,7 @@ def keep(run: Path, target: Path, data: Path = DATA) -> float:
     with new_folder(target) as folder:
         model = as_vit(pupil) if dense else pupil
         model.save_pretrained(folder)
-        # Rounded in the file alone: a loader asks for the configuration's float32.
-        halves = {name: tensor.half() for name, tensor in load_file(folder / _WEIGHTS).items()}
-        write_whole(folder / _WEIGHTS, save(halves, metadata={"format": "pt"}))
+        write_whole(folder / _WEIGHTS, in_half(folder / _WEIGHTS))
         if dense:
             ViTImageProcessorPil(
                 size={"height": SIZE, "width": SIZE}, image_mean=[MEAN] * 3, image_std=[STD] * 3

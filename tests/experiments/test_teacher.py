@@ -175,6 +175,8 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
         every=1,
     )
     accuracy = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine")
+    kept = load_file(tmp_path / "focusvit-mine" / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in kept.values()} == {"torch.float16", "torch.int64"}
     text = (tmp_path / "focusvit-mine" / "README.md").read_text()
     assert PATTERN.match(text)["location"] == "model_cards/focusvit-mine"
     check_card(ModelCard(text))
