@@ -8,8 +8,8 @@ training images, but for those that `focusvit train --train_val_split 0.1 --seed
 together, and what they know is kept as `runs/figures/teacher.pt`. Last the teacher looks at the training images of
 Imagenette and writes `runs/figures/train/{images,masks}`, together with ECSSD's own training images and masks, and
 those held out to `runs/figures/validation`: the data set of `configuration/recipes/figures-tiny.json`. A pixel of
-which the teacher is unsure gets 255, and images without a figure of a sensible size are left out. No test
-image is read.
+which the teacher is unsure gets 255, and images without a figure of a sensible size are left out. No test image is
+read.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path, help="folder of the data set")
     parser.add_argument("--views", type=int, default=4, help="boxes of each of ECSSD's images")
     parser.add_argument("--epochs", type=int, default=12, help="of the decoder")
-    parser.add_argument("--refine", type=int, default=12, help="epochs of network and decoder together")
+    parser.add_argument("--refine", type=int, default=10, help="epochs of network and decoder together")
     parser.add_argument("--copies", type=int, default=2, help="how often each of ECSSD's images is written")
     parser.add_argument("--images", type=int, help="largest number of Imagenette's images, by default all")
     args = parser.parse_args(argv)
