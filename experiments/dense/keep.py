@@ -24,7 +24,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.arguments import parser_of
 from experiments.teacher.keep import in_half
-from focusvit_hf import FocusViTForSemanticSegmentation
 from focusvit_hf.explanation.segmentation import class_names
 from focusvit_hf.hub.model_card import model_card
 from focusvit_hf.hub.training_record import TrainingRecord
@@ -36,11 +35,10 @@ from focusvit_hf.utils.files import new_folder, read_json, write_json, write_who
 LOG_FILE = "training_log.json"
 
 
-def measured(folder: Path, rows: Any, ignore_index: int) -> dict[str, float]:
-    """The figures of [`SegmentationMetrics`] of rows with an `image` and a `mask`, through the pipeline."""
-    find: Any = pipeline("image-segmentation", model=str(folder), dtype=torch.float32)
+def measured(find: Any, rows: Any) -> dict[str, float]:
+    """The figures of [`SegmentationMetrics`] of rows with an `image` and a `mask`, through the pipeline `find`."""
     names = class_names(find.model.config)
-    metrics = SegmentationMetrics(names, ignore_index)
+    metrics = SegmentationMetrics(names, find.model.config.semantic_loss_ignore_index)
     for row in rows:
         truth = torch.from_numpy(decode_mask(row["mask"]).astype(np.int64))
         found = torch.full_like(truth, -1)
@@ -64,13 +62,13 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         write_whole(folder / SAFE_WEIGHTS_NAME, in_half(run / SAFE_WEIGHTS_NAME))
         for name in ("config.json", "preprocessor_config.json"):
             shutil.copy(run / name, folder / name)
-        model = FocusViTForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
-        figures = measured(folder, rows, model.config.semantic_loss_ignore_index)
+        find: Any = pipeline("image-segmentation", model=str(folder), dtype=torch.float32)
+        figures = measured(find, rows)
         log["figures"] = {**log["figures"], **{f"test_{name}": value for name, value in figures.items()}}
         log["pictures"] = {**log["pictures"], "test": len(rows)}
         write_json(folder / LOG_FILE, log)
         record = TrainingRecord.from_log(log)
-        card = str(model_card(model, target.name, location=f"model_cards/{target.name}", record=record))
+        card = str(model_card(find.model, target.name, location=f"model_cards/{target.name}", record=record))
         head, mark, rest = card.partition("\n## Model\n")
         below = f"\n{notes.strip()}\n" if notes else ""
         write_whole(folder / "README.md", f"{head}{below}{mark}{rest}".encode())

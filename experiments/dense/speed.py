@@ -42,11 +42,10 @@ from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
-from focusvit_hf.benchmark.runtimes import one_session_at_a_time
+from focusvit_hf.benchmark.runtimes import one_session_at_a_time, write_module
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.cli.demo import SAMPLE
 from focusvit_hf.export.folder import EXPORT_FILES, export_model
-from focusvit_hf.export.onnx import ONNX_OPSET
 from focusvit_hf.segmentation_maps import segmentation_maps_of
 from focusvit_hf.utils.environment import environment
 
@@ -152,20 +151,8 @@ def graph_files(models: Mapping[str, nn.Module], size: tuple[int, int], folder: 
             continue
         files[name] = place / EXPORT_FILES["onnx"]
         if not files[name].is_file():
-            place.mkdir(parents=True)
             pixels = {"pixel_values": photograph(size).repeat(2, 1, 1, 1)}
-            shapes = {"pixel_values": {0: "batch"}}
-            program: Any = torch.onnx.export(
-                LabelMaps(model),
-                (),
-                kwargs=pixels,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                output_names=["label_map"],
-                opset_version=ONNX_OPSET,
-                verbose=False,
-            )
-            program.save(files[name])
+            write_module(LabelMaps(model), pixels, files[name], ["label_map"])
     return files
 
 

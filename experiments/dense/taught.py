@@ -28,21 +28,16 @@ from experiments.dense.teacher import ECSSD, HELD_OUT, SEED, FigureTeacher, figu
 from experiments.micro.arguments import parser_of
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
+from experiments.teacher.efficientnet import SIZE
+from experiments.teacher.mixed import mixed_views
 from experiments.teacher.train import warmed_cosine
 from focusvit_hf import FocusViTForSemanticSegmentation, FocusViTImageProcessor
-from focusvit_hf.training.augmentation import (
-    AugmentationConfig,
-    color_jitter,
-    random_horizontal_flip,
-    random_mix,
-    random_resized_crop,
-)
+from focusvit_hf.training.augmentation import AugmentationConfig
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.objective import parameter_groups, require_finite
 from focusvit_hf.utils.files import read_json, write_json
 
 
-SIZE = 224
 STATE_FILE, LOG_FILE = "state.pt", "log.json"
 CROP_SCALE = (0.35, 1.0)
 JITTER = (0.3, 0.3, 0.3)
@@ -57,9 +52,7 @@ def training_images(rows: datasets.Dataset, copies: int) -> torch.Tensor:
 
 def lesson(teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """New views of 8-bit images in 0..1, and the teacher's probability of a figure for each cell of 4 × 4 pixels."""
-    seen = random_resized_crop(images, (SIZE, SIZE), CROP_SCALE, dtype=torch.float32)
-    seen = color_jitter(random_horizontal_flip(seen), *JITTER)
-    seen, _ = random_mix(seen, torch.eye(len(seen)), MIX)
+    seen, _ = mixed_views(images, CROP_SCALE, JITTER, MIX)
     with torch.no_grad():
         return seen, teacher(seen).sigmoid()
 

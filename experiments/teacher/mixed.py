@@ -26,6 +26,18 @@ from focusvit_hf.training.augmentation import (
 CROP_SCALE = (0.2, 1.0)
 
 
+def mixed_views(
+    images: torch.Tensor, scale: tuple[float, float], jitter: tuple[float, float, float], mix: AugmentationConfig
+) -> tuple[torch.Tensor, bool]:
+    """New views `(batch_size, 3, 224, 224)` in 0..1 of 8-bit images, and whether the batch was mixed."""
+    views = random_resized_crop(images, (SIZE, SIZE), scale, dtype=torch.float32)
+    views = color_jitter(random_horizontal_flip(views), *jitter)
+    # A place in the batch stands for a class, so that the mix tells whether it took place.
+    places = torch.eye(len(images))
+    views, shares = random_mix(views, places, mix)
+    return views, not torch.equal(shares, places)
+
+
 class MixedTeaching:
     """
     The teacher, asked for every view as it is drawn.
@@ -47,11 +59,7 @@ class MixedTeaching:
     @torch.no_grad()
     def lesson(self, indices: torch.Tensor, labels: torch.Tensor, epoch: int, size: int) -> Lesson:
         """New views of the images numbered `indices`, drawn by torch's generator, whatever the epoch."""
-        views = random_resized_crop(self.images[indices], (SIZE, SIZE), CROP_SCALE, dtype=torch.float32)
-        views = color_jitter(random_horizontal_flip(views), *JITTER)
-        # A place in the batch stands for a class, so that the mix tells whether it took place.
-        places = torch.eye(len(indices))
-        views, shares = random_mix(views, places, self._mix)
+        views, mixed = mixed_views(self.images[indices], CROP_SCALE, JITTER, self._mix)
         pixels = views * 2 - 1
         seen, own = (
             pixels
@@ -60,7 +68,7 @@ class MixedTeaching:
             for side in (self.teacher_size, size)
         )
         logits = self._asked(seen.to(torch.bfloat16)).float()
-        return Lesson(own, logits, labels if torch.equal(shares, places) else None)
+        return Lesson(own, logits, None if mixed else labels)
 
     def keep(self) -> None:
         """Nothing is kept of an epoch: no view comes again."""

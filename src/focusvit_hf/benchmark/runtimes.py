@@ -27,16 +27,23 @@ class ImagesToLogits(nn.Module):
 def write_graph(model: PreTrainedModel, file: Path, resolution: int) -> None:
     """[`ImagesToLogits`] as ONNX by torch's exporter alone, for any number of images of `resolution` pixels."""
     images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
-    shapes = {"images": {0: "batch"}}
+    write_module(ImagesToLogits(model), {"images": images}, file)
+
+
+def write_module(
+    module: nn.Module, inputs: Mapping[str, torch.Tensor], file: Path, outputs: list[str] | None = None
+) -> None:
+    """A module as ONNX by torch's exporter alone, traced with a batch of two images and taking any number of them."""
     file.parent.mkdir(parents=True, exist_ok=True)
     program: Any = torch.onnx.export(
-        ImagesToLogits(model).eval(),
+        module.eval(),
         (),
-        kwargs={"images": images},
+        kwargs=dict(inputs),
         dynamo=True,
-        dynamic_shapes=shapes,
-        verbose=False,
+        dynamic_shapes={name: {0: "batch"} for name in inputs},
+        output_names=outputs,
         opset_version=ONNX_OPSET,
+        verbose=False,
     )
     program.save(file)
 
