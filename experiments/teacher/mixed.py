@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from experiments.teacher.bank import JITTER, Lesson
-from experiments.teacher.efficientnet import SIZE, EfficientNetLite0
+from experiments.teacher.efficientnet import SIZE, EfficientNetLite0, fold_batch_norms
 from focusvit_hf.training.augmentation import (
     AugmentationConfig,
     color_jitter,
@@ -27,10 +27,14 @@ CROP_SCALE = (0.2, 1.0)
 
 
 def mixed_views(
-    images: torch.Tensor, scale: tuple[float, float], jitter: tuple[float, float, float], mix: AugmentationConfig
+    images: torch.Tensor,
+    scale: tuple[float, float],
+    jitter: tuple[float, float, float],
+    mix: AugmentationConfig,
+    side: int = SIZE,
 ) -> tuple[torch.Tensor, bool]:
-    """New views `(batch_size, 3, 224, 224)` in 0..1 of 8-bit images, and whether the batch was mixed."""
-    views = random_resized_crop(images, (SIZE, SIZE), scale, dtype=torch.float32)
+    """New views `(batch_size, 3, side, side)` in 0..1 of 8-bit images, and whether the batch was mixed."""
+    views = random_resized_crop(images, (side, side), scale, dtype=torch.float32)
     views = color_jitter(random_horizontal_flip(views), *jitter)
     # A place in the batch stands for a class, so that the mix tells whether it took place.
     places = torch.eye(len(images))
@@ -53,17 +57,20 @@ class MixedTeaching:
         self.images = images
         self.teacher = EfficientNetLite0()
         self.teacher_size = teacher_size
-        self._asked = deepcopy(self.teacher).to(torch.bfloat16)
+        self._asked = deepcopy(self.teacher)
+        fold_batch_norms(self._asked.network)
+        self._asked.to(torch.bfloat16)
         self._mix = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=mix)
 
     @torch.no_grad()
     def lesson(self, indices: torch.Tensor, labels: torch.Tensor, epoch: int, size: int) -> Lesson:
         """New views of the images numbered `indices`, drawn by torch's generator, whatever the epoch."""
-        views, mixed = mixed_views(self.images[indices], CROP_SCALE, JITTER, self._mix)
+        largest = max(size, self.teacher_size)
+        views, mixed = mixed_views(self.images[indices], CROP_SCALE, JITTER, self._mix, largest)
         pixels = views * 2 - 1
         seen, own = (
             pixels
-            if side == SIZE
+            if side == largest
             else nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
             for side in (self.teacher_size, size)
         )
