@@ -1,5 +1,6 @@
 """Select-and-pack attention in two processes whose images select different numbers of tokens."""
 
+import gc
 from datetime import timedelta
 
 import torch
@@ -40,6 +41,10 @@ def _process(rank, folder):
     outputs.loss.backward()
     counts = [int(mask.sum()) for mask in outputs.selected_tokens]
     torch.save((counts, [p.grad for p in model.module.parameters()]), f"{folder}/{rank}.pt")
+    # The model goes before the group. If it went last, Python's lock would be held while the group waits for its threads,
+    # which wait for that lock (pytorch/pytorch issue 56297).
+    del model, outputs
+    gc.collect()
     dist.destroy_process_group()
 
 

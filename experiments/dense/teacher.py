@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from experiments.micro.arguments import parser_of
 from experiments.micro.data import DATA
-from experiments.teacher.efficientnet import MEAN, STD, EfficientNetLite0
+from experiments.teacher.efficientnet import MEAN, STD, EfficientNetLite0, fold_batch_norms
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask
 from focusvit_hf.training.augmentation import as_floats, color_jitter, crop_mask, random_crop_boxes
 from focusvit_hf.utils.files import write_json
@@ -80,9 +80,11 @@ class FigureTeacher(nn.Module):
 
     @classmethod
     def load(cls, file: Path) -> FigureTeacher:
-        """The teacher that `main` kept, for use."""
+        """The teacher that `main` kept, for use: its batch norms are part of its convolutions."""
         teacher = cls()
         teacher.load_state_dict(torch.load(file, weights_only=True))
+        fold_batch_norms(teacher.network.float())
+        teacher.network.bfloat16()
         return teacher.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -90,23 +89,12 @@ def through_loopback() -> dict[str, str]:
 
 def run_on_two_processes(command: list[str], env: dict[str, str]) -> None:
     """
-    Runs a script and its arguments under torchrun with two processes on the CPU.
-
-    The two talk through the loopback interface. Where they still wait for each other for ever, as happened once in
-    some hundred runs, the stacks become a warning and the command is run once more.
+    Runs a script and its arguments under torchrun with two processes on the CPU, which talk through the loopback
+    interface.
 
     Raises:
-        AssertionError: If the script fails, or hangs twice; with its output.
+        AssertionError: If the script fails, or hangs; with its output.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
-    env = {**env, **through_loopback()}
-    for attempt in range(2):
-        try:
-            done = run_command([*torchrun, "--nproc_per_node", "2", *command], env=env)
-        except Hung as error:
-            if attempt:
-                raise
-            warnings.warn(str(error), stacklevel=2)
-        else:
-            assert done.returncode == 0, done.stdout + done.stderr
-            return
+    done = run_command([*torchrun, "--nproc_per_node", "2", *command], env={**env, **through_loopback()})
+    assert done.returncode == 0, done.stdout + done.stderr
