@@ -302,8 +302,8 @@ def train(args: TrainingArguments, setup: Setup, checkpoint: str | None) -> Outc
         loop.train(checkpoint)
         loop.save_model()
     figures = loop.evaluate() if args.do_eval else {}
-    # The wrapped model goes before the group of processes. If it went last, Python's lock would be held while the group
-    # waits for its threads, which wait for that lock (pytorch/pytorch issue 56297).
+    # The wrapped model goes before its group of processes. If it went last, Python's lock would be held while the
+    # group waits for its threads, which wait for that lock (pytorch/pytorch issue 56297).
     loop.model = None
     loop.accelerator.free_memory()
     loop.accelerator.end_training()

@@ -41,8 +41,8 @@ def _process(rank, folder):
     outputs.loss.backward()
     counts = [int(mask.sum()) for mask in outputs.selected_tokens]
     torch.save((counts, [p.grad for p in model.module.parameters()]), f"{folder}/{rank}.pt")
-    # The model goes before the group. If it went last, Python's lock would be held while the group waits for its threads,
-    # which wait for that lock (pytorch/pytorch issue 56297).
+    # The model goes before its group of processes. If it went last, Python's lock would be held while the
+    # group waits for its threads, which wait for that lock (pytorch/pytorch issue 56297).
     del model, outputs
     gc.collect()
     dist.destroy_process_group()

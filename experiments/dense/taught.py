@@ -13,7 +13,6 @@ al. 2022, arXiv 2106.05237). No mask has a part, and neither has an image that `
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +27,7 @@ from experiments.dense.teacher import ECSSD, HELD_OUT, SEED, FigureTeacher, figu
 from experiments.micro.arguments import parser_of
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
+from experiments.micro.states import write_state
 from experiments.teacher.efficientnet import SIZE
 from experiments.teacher.mixed import mixed_views
 from experiments.teacher.train import warmed_cosine
@@ -148,10 +148,8 @@ def train(
         history.append({"epoch": epoch + 1, "loss": total, "image_iou": found, "seconds": time.time() - begin})
         print({name: round(value, 4) for name, value in history[-1].items()}, flush=True)
         write_json(out / LOG_FILE, {"plan": asdict(plan), "history": history})
-        staging = out / "state.incomplete"
         content = {"model": model.state_dict(), "average": average.average.state_dict()}
-        torch.save({**content, "optimizer": optimizer.state_dict()}, staging)
-        os.replace(staging, out / STATE_FILE)
+        write_state(out / STATE_FILE, {**content, "optimizer": optimizer.state_dict()})
     with average.applied(model):
         model.save_pretrained(out)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(out)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from experiments.micro.arguments import parser_of
 from experiments.micro.data import DATA
+from experiments.micro.states import write_state
 from experiments.teacher.efficientnet import MEAN, STD, EfficientNetLite0, fold_batch_norms
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask
 from focusvit_hf.training.augmentation import as_floats, color_jitter, crop_mask, random_crop_boxes
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.target / "train" / "labels.json", {"labels": ["ground", "figure"]})
     history = train(teacher, parts, args.views, args.epochs)
     refined = refine(teacher, parts, args.refine)
-    torch.save(teacher.state_dict(), args.target / "teacher.pt")
+    write_state(args.target / "teacher.pt", teacher.state_dict())
     kept = write_found(teacher, args.target / "train", args.images)
     log = {
         "history": history,

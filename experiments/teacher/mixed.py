@@ -58,7 +58,7 @@ class MixedTeaching:
         self.teacher = EfficientNetLite0()
         self.teacher_size = teacher_size
         self._asked = deepcopy(self.teacher)
-        fold_batch_norms(self._asked.network)
+        fold_batch_norms(self._asked)
         self._asked.to(torch.bfloat16)
         self._mix = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=mix)
 

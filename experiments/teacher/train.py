@@ -29,7 +29,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -45,6 +44,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
+from experiments.micro.states import write_state
 from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES, Teaching
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
 from experiments.teacher.mixed import MixedTeaching
@@ -177,7 +177,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Written beside the old state, which it replaces in one step."""
+        """Replaces an older state in one step."""
         average = self.average.average
         content = {
             "pupil": self.pupil.state_dict(),
@@ -186,9 +186,7 @@ class State:
             "epoch": self.epoch,
             "history": self.history,
         }
-        staging = path.with_suffix(".incomplete")
-        torch.save(content, staging)
-        os.replace(staging, path)
+        write_state(path, content)
 
     def load(self, path: Path) -> None:
         """Weights only: no code in the file is run."""

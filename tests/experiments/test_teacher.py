@@ -11,7 +11,7 @@ from transformers import ViTForImageClassification
 
 from cards import PATTERN
 from experiments.micro.data import Pictures
-from experiments.teacher import bank, keep, mixed, train
+from experiments.teacher import bank, efficientnet, keep, mixed, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
 from focusvit_hf.utils.files import write_json
@@ -229,6 +229,31 @@ def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pup
     pixels, logits, *_ = teaching.lesson(indices, labels, 0, 112)
     assert pixels.shape == (3, 3, 112, 112)
     torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
+
+
+class Block(nn.Module):
+    """As EfficientNet-lite's blocks name their modules."""
+
+    def __init__(self):
+        super().__init__()
+        self._depthwise_conv, self._bn1 = nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4)
+        self._project_conv, self._bn2 = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, images):
+        return self._bn2(self._project_conv(self._bn1(self._depthwise_conv(images)).relu()))
+
+
+def test_folded_batch_norms_leave_the_answers_as_they_are():
+    network = nn.Sequential(Block(), nn.ReLU(), nn.Conv2d(6, 4, 1), Block()).eval()
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor.uniform_(0.5, 2)
+    images = torch.randn(2, 4, 9, 9)
+    with torch.no_grad():
+        before = network(images)
+        efficientnet.fold_batch_norms(network)
+        torch.testing.assert_close(network(images), before, atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def test_labels_have_no_part_in_mixed_images():
