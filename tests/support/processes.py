@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -63,12 +64,26 @@ def _abort(process: subprocess.Popen) -> None:
     parent = psutil.Process(process.pid)
     tree = [*parent.children(recursive=True), parent]
     # All are stopped before any is told to abort: one that sees another go would go on, and not tell where it stood.
-    for send in (signal.SIGSTOP, signal.SIGABRT, signal.SIGCONT):
+    for send in (signal.SIGSTOP, signal.SIGABRT):
         _send(tree, send)
-    _, alive = psutil.wait_procs(tree, timeout=_SECONDS_FOR_STACKS)
+    # One after the other, since they write into the same file.
+    for each in tree:
+        _send([each], signal.SIGCONT)
+        latest = time.monotonic() + _SECONDS_FOR_STACKS
+        while not _ended(each) and time.monotonic() < latest:
+            time.sleep(0.01)
+    alive = [each for each in tree if not _ended(each)]
     _send(alive, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=_SECONDS_FOR_STACKS)
     process.wait()
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; its parent, which is stopped, may not know of it yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _send(processes: list[psutil.Process], number: int) -> None:
