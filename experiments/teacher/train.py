@@ -8,6 +8,7 @@ A pupil of the bank's teacher, trained from a recipe at growing resolutions.
         --change stages=[[224,96]] ema_decay=0.999 --out runs/mixed-2
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny-deep.json \\
         --begin runs/mixed-2 --out runs/deep
+    python -m experiments.teacher.train experiments/teacher/dense_controls/*.json --out runs/controls
 
 The pupil learns four things of each view: its label, the teacher's ten logits, the teacher's 1,000 logits through a
 head that is thrown away, and, where it keeps a token for each place, the teacher's last feature map through another
@@ -17,6 +18,9 @@ is in bfloat16. The same command goes on from the last epoch that was finished.
 
 With `views` = 0 there is no bank: each view is drawn anew, most of them are two images mixed, and the teacher answers
 for what the pupil sees (function matching: Beyer et al. 2022, arXiv 2106.05237). A label has no part in mixed images.
+Several recipes, which differ in their pupils alone, are taught side by side: all see the same views, and the teacher
+answers once.
+
 With `num_superpixels` K is drawn for each batch, so that the pupil serves several. A run may begin from a checkpoint
 whose stem has fewer blocks.
 
@@ -30,7 +34,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import accumulate
@@ -44,11 +48,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from experiments.micro.data import DATA, load_pictures
 from experiments.micro.processes import keep_heap
+from experiments.micro.results import packed
 from experiments.micro.states import write_state
-from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES, Teaching
+from experiments.teacher.bank import Lesson, Teaching
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
 from experiments.teacher.mixed import MixedTeaching
-from focusvit_hf import FocusViTConfig, FocusViTForImageClassification, FocusViTImageProcessor
+from experiments.teacher.pupils import NAMES, Peer, Pupil
+from focusvit_hf import FocusViTImageProcessor
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import distillation_loss
 from focusvit_hf.training.elastic import ElasticSuperpixels
@@ -58,18 +64,6 @@ from focusvit_hf.utils.files import read_json, write_json
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.json"
-NAMES = (
-    "tench",
-    "English springer",
-    "cassette player",
-    "chain saw",
-    "church",
-    "French horn",
-    "garbage truck",
-    "gas pump",
-    "golf ball",
-    "parachute",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Recipe:
     How a pupil is trained.
 
     Args:
-        config (`dict`): Fields of `FocusViTConfig`.
+        config (`dict`): Fields of `FocusViTConfig`; none for a peer.
         stages (list of pairs of `int`): (side of the images in pixels, epochs), one after the other.
         batch_size, learning_rate, weight_decay, warmup_epochs, ema_decay, seed: Of AdamW, its cosine and the average.
         views (`int`): Views of each image in the bank; epoch e sees view e mod views. 0: every view is a new one.
@@ -88,6 +82,7 @@ class Recipe:
         label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
         temperature (`float`): Of the ten logits; `thousand_temperature` of the 1,000.
         guided_layer (`int`): Whose tokens the map guides, counted from 1.
+        peer (`str`): A subject of `focusvit benchmark`, such as ResNet-18, that learns in the place of a FocusViT.
     """
 
     config: dict[str, Any]
@@ -109,6 +104,7 @@ class Recipe:
     temperature: float = 3.0
     thousand_temperature: float = 2.0
     guided_layer: int = 9
+    peer: str = ""
 
     @classmethod
     def read(cls, path: Path, **changes: Any) -> Recipe:
@@ -124,6 +120,11 @@ class Recipe:
             raise ValueError(f"expected views = 0 with mix or teacher_size, got a bank of {self.views} views")
         if not self.views and self.guidance:
             raise ValueError(f"expected guidance = 0 with views = 0, whose maps are not kept, got {self.guidance}")
+        if self.peer and (self.config or self.guidance or self.num_superpixels):
+            raise ValueError(
+                f"expected no config, guidance = 0 and no num_superpixels for the peer {self.peer}, got "
+                f"{self.config}, {self.guidance} and {self.num_superpixels}"
+            )
 
     @property
     def epochs(self) -> int:
@@ -136,45 +137,26 @@ class Recipe:
         return next(size for (size, _), end in zip(self.stages, ends, strict=True) if epoch < end)
 
 
-class Pupil(nn.Module):
-    """The model with two heads that are thrown away: 1,000 classes, and the teacher's map."""
-
-    def __init__(self, recipe: Recipe):
-        super().__init__()
-        labels: dict[str, Any] = {"id2label": dict(enumerate(NAMES)), "label2id": {n: i for i, n in enumerate(NAMES)}}
-        config = FocusViTConfig(**recipe.config, **labels)
-        # SDPA's backward pass is slow in bfloat16 on a CPU.
-        self.model = FocusViTForImageClassification._from_config(config, attn_implementation="eager")
-        self.thousand = nn.Linear(self.model.classifier.in_features, NUM_LOGITS)
-        self.guided = nn.Linear(config.hidden_size, NUM_AXES) if recipe.guidance else None
-        self.layer = recipe.guided_layer
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Ten logits, 1,000 logits, and the map `(batch_size, 49, 64)` where it is guided."""
-        outputs = self.model.focusvit(pixels, output_hidden_states=self.guided is not None)
-        features = outputs.pooler_output
-        if outputs.patch_mean is not None:
-            features = torch.cat((features, outputs.patch_mean), dim=1)
-        logits, thousand = self.model.classifier(features), self.thousand(features)
-        if self.guided is None:
-            return logits, thousand, None
-        tokens = outputs.hidden_states[self.layer][:, 1:]
-        side, places = math.isqrt(tokens.shape[1]), math.isqrt(PLACES)
-        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
-        if side != places:
-            grid = nn.functional.adaptive_avg_pool2d(grid, places)
-        return logits, thousand, self.guided(grid.flatten(2).transpose(1, 2))
-
-
 @dataclass
 class State:
-    """Where a run stands: everything that goes on after an interruption."""
+    """
+    Where a pupil stands: everything that goes on after an interruption.
 
-    pupil: Pupil
+    Args:
+        recipe (`Recipe`): How it is trained.
+        out (`Path`): Folder of its run.
+        pupil, optimizer, average: Its weights, AdamW, and the average that is measured and saved.
+        epoch (`int`): Epochs that are finished; `history` has the figures of each, `earlier` those of the runs before.
+    """
+
+    recipe: Recipe
+    out: Path
+    pupil: Pupil | Peer
     optimizer: torch.optim.Optimizer
     average: ExponentialMovingAverage
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    earlier: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Replaces an older state in one step."""
@@ -232,43 +214,70 @@ def losses(
     return parts
 
 
-def train_epoch(
-    recipe: Recipe, state: State, teaching: Teaching | MixedTeaching, labels: torch.Tensor, rows: torch.Tensor
-) -> None:
-    """One epoch over the images numbered `rows`; its draws are a function of seed and epoch."""
-    torch.manual_seed(recipe.seed * 10_007 + state.epoch)
-    size, begin = recipe.size(state.epoch), time.time()
-    order = rows[torch.randperm(len(rows))]
-    batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
-    elastic = None
-    if recipe.num_superpixels:
-        elastic = ElasticSuperpixels(state.pupil.model.config, recipe.num_superpixels, recipe.seed)
-    sums: dict[str, float] = {}
-    right = 0
-    state.pupil.train()
-    for number, indices in enumerate(batches):
+class Course:
+    """One epoch of one pupil: its steps, and the means of its losses."""
+
+    def __init__(self, state: State, num_batches: int):
+        recipe = state.recipe
+        self.state = state
+        self._num_batches = num_batches
+        self._sums: dict[str, float] = {}
+        self._right = 0
+        self._elastic = None
+        if recipe.num_superpixels:
+            self._elastic = ElasticSuperpixels(state.pupil.model.config, recipe.num_superpixels, recipe.seed)
+        state.pupil.train()
+
+    def step(self, number: int, lesson: Lesson) -> None:
+        """Learns from the batch of this number."""
+        state, recipe, count = self.state, self.state.recipe, self._num_batches
         for group in state.optimizer.param_groups:
-            group["lr"] = rate(recipe, state.epoch + number / len(batches))
-        pixels, logits, told, places = teaching.lesson(indices, labels[indices], state.epoch, size)
-        drawn = nullcontext() if elastic is None else elastic.drawn(state.epoch * len(batches) + number)
+            group["lr"] = rate(recipe, state.epoch + number / count)
+        drawn = nullcontext() if self._elastic is None else self._elastic.drawn(state.epoch * count + number)
         with torch.autocast("cpu", torch.bfloat16), drawn:
-            outputs = state.pupil(pixels)
-        parts = losses(recipe, outputs, told, logits, places)
+            outputs = state.pupil(lesson.pixels)
+        parts = losses(recipe, outputs, lesson.labels, lesson.logits, lesson.places)
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(state.pupil.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.average.update(state.pupil.model)
         # Of mixed images the teacher says what is right.
-        aims = logits[:, list(IMAGENETTE_CLASSES)].argmax(dim=1) if told is None else told
-        right += int((outputs[0].argmax(dim=1) == aims).sum())
+        told = lesson.labels
+        aims = lesson.logits[:, list(IMAGENETTE_CLASSES)].argmax(dim=1) if told is None else told
+        self._right += int((outputs[0].argmax(dim=1) == aims).sum())
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(batches)
-    state.epoch += 1
-    require_finite(sum(sums.values()), state.epoch * len(batches))
-    figures: dict[str, float] = {"epoch": state.epoch, "views": recipe.views, "size": size}
-    figures["accuracy"] = right / (len(batches) * recipe.batch_size)
-    state.history.append({**figures, **sums, "seconds": time.time() - begin})
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) / count
+
+    def end(self, seconds: float) -> None:
+        """Writes the figures of the epoch, which took `seconds` for all pupils together."""
+        state, recipe = self.state, self.state.recipe
+        figures: dict[str, float] = {"epoch": state.epoch + 1, "views": recipe.views, "size": recipe.size(state.epoch)}
+        state.epoch += 1
+        require_finite(sum(self._sums.values()), state.epoch * self._num_batches)
+        figures["accuracy"] = self._right / (self._num_batches * recipe.batch_size)
+        state.history.append({**figures, **self._sums, "seconds": seconds})
+
+
+def train_epoch(
+    states: Sequence[State], teaching: Teaching | MixedTeaching, labels: torch.Tensor, rows: torch.Tensor
+) -> None:
+    """
+    One epoch over the images numbered `rows`; its draws are a function of seed and epoch. All pupils, which stand at
+    the same epoch, see the same views.
+    """
+    recipe, epoch = states[0].recipe, states[0].epoch
+    torch.manual_seed(recipe.seed * 10_007 + epoch)
+    size, begin = recipe.size(epoch), time.time()
+    order = rows[torch.randperm(len(rows))]
+    batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
+    courses = [Course(state, len(batches)) for state in states]
+    for number, indices in enumerate(batches):
+        lesson = teaching.lesson(indices, labels[indices], epoch, size)
+        for course in courses:
+            course.step(number, lesson)
+    for course in courses:
+        course.end(time.time() - begin)
 
 
 @torch.no_grad()
@@ -281,65 +290,99 @@ def measure(model: nn.Module, images: torch.Tensor, size: int, half: bool = True
         if size != SIZE:
             pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits.append(model(pixels).logits.float())
+            logits.append(model(pixels).logits[:, : len(NAMES)].float())
     return torch.cat(logits)
 
 
 def run(
-    recipe: Recipe,
-    out: Path,
+    recipes: Mapping[Path, Recipe],
     bank: Path | None,
     split: str,
     every: int,
     data: Path = DATA,
     begin: Path | None = None,
-) -> dict[str, Any]:
-    """Trains to the end, from the last epoch that was finished or the average of the run `begin`, and measures."""
-    if (bank is None) == (recipe.views > 0):
-        raise ValueError(f"expected --bank with views > 0 and only then, got {bank} and {recipe.views} views")
+) -> dict[Path, dict[str, Any]]:
+    """
+    Trains pupils, each with its recipe and the folder of its run, to the end, and measures them. A run goes on from
+    the last epoch that was finished; a new one begins from the average of the run `begin`, if there is one.
+
+    Raises:
+        ValueError: If the recipes differ in more than their pupils, if a bank is missing or not used, and if a folder
+            holds the run of another recipe.
+    """
+    first = next(iter(recipes.values()))
+    if (bank is None) == (first.views > 0):
+        raise ValueError(f"expected --bank with views > 0 and only then, got {bank} and {first.views} views")
+    for out, recipe in recipes.items():
+        odd = [name for name, value in asdict(recipe).items() if value != getattr(first, name)]
+        if set(odd) - {"config", "peer"}:
+            raise ValueError(f"expected recipes that differ in config and peer alone, got {odd} in that of {out}")
     pictures = load_pictures(data, "train", SIZE)
     held_out = torch.arange(len(pictures)) % 5 == 0
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
     teaching = (
-        MixedTeaching(pictures.images, recipe.mix, recipe.teacher_size)
+        MixedTeaching(pictures.images, first.mix, first.teacher_size)
         if bank is None
-        else Teaching(bank, pictures.images, recipe.views)
+        else Teaching(bank, pictures.images, first.views)
     )
+    states = [begun(recipe, out, begin, split) for out, recipe in recipes.items()]
+    while (epoch := min(state.epoch for state in states)) < first.epochs:
+        # An interruption may have left one epoch of some of them alone.
+        behind = [state for state in states if state.epoch == epoch]
+        train_epoch(behind, teaching, pictures.labels, rows)
+        for state in behind:
+            model, entry = state.pupil.model, state.history[-1]
+            if split == "validation" and (state.epoch == first.epochs or state.epoch % every == 0):
+                with state.average.applied(model):
+                    logits = measure(model, pictures.images[held_out], first.size(epoch))
+                entry["held_out"] = float((logits.argmax(1) == pictures.labels[held_out]).float().mean())
+            name = {"pupil": state.out.name} if len(states) > 1 else {}
+            print(name | {key: round(value, 4) for key, value in entry.items()}, flush=True)
+            write_log(state, split)
+            state.save(state.out / STATE_FILE)
+        teaching.keep()
+    figures = {}
+    for state in states:
+        figures[state.out], right = finish(state, teaching, split, data)
+        # What it said of each image lets pupils be compared image by image.
+        write_log(state, split, figures=figures[state.out], correct=packed(right.numpy()))
+        print(state.out.name, figures[state.out], flush=True)
+    return figures
+
+
+def settings_of(recipe: Recipe, split: str) -> dict[str, Any]:
+    """What the log says of a run, and what makes it another one."""
+    return {"recipe": asdict(recipe), "split": split, "teacher": NAME}
+
+
+def write_log(state: State, split: str, **figures: Any) -> None:
+    """Replaces the log of a run."""
+    about = {"settings": settings_of(state.recipe, split), "earlier": state.earlier, "history": state.history}
+    write_json(state.out / LOG_FILE, {**about, **figures})
+
+
+def begun(recipe: Recipe, out: Path, begin: Path | None, split: str) -> State:
+    """A pupil at the beginning of its run, or where the run in `out` ended."""
     torch.manual_seed(recipe.seed)
-    pupil = Pupil(recipe)
+    pupil = Peer(recipe) if recipe.peer else Pupil(recipe)
     if begin is not None:
+        if not isinstance(pupil, Pupil):
+            raise ValueError(f"expected no --begin for {recipe.peer}, which begins untrained, got {begin}")
         begin_from(begin, pupil)
     optimizer = torch.optim.AdamW(parameter_groups(pupil, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-    state = State(pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
+    state = State(recipe, out, pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
     out.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"recipe": asdict(recipe), "split": split, "teacher": NAME}
-    earlier = []
     if begin is not None and (begin / LOG_FILE).is_file():
         log = read_json(begin / LOG_FILE)
-        earlier = [*log.get("earlier", []), *log["history"]]
+        state.earlier = [*log.get("earlier", []), *log["history"]]
     if (out / STATE_FILE).is_file():
         log = read_json(out / LOG_FILE)
-        if log["settings"] != settings:
+        # A log that was written before a field was known has none of it.
+        if {**settings_of(recipe, split), **log["settings"]} != settings_of(recipe, split):
             raise ValueError(f"expected the recipe of {out / LOG_FILE}, got another; choose another --out")
-        earlier = log["earlier"]
+        state.earlier = log["earlier"]
         state.load(out / STATE_FILE)
-    while state.epoch < recipe.epochs:
-        train_epoch(recipe, state, teaching, pictures.labels, rows)
-        last = state.epoch == recipe.epochs
-        if split == "validation" and (last or state.epoch % every == 0):
-            with state.average.applied(pupil.model):
-                logits = measure(pupil.model, pictures.images[held_out], recipe.size(state.epoch - 1))
-            state.history[-1]["held_out"] = float((logits.argmax(1) == pictures.labels[held_out]).float().mean())
-        print({name: round(value, 4) for name, value in state.history[-1].items()}, flush=True)
-        teaching.keep()
-        write_json(out / LOG_FILE, {"settings": settings, "earlier": earlier, "history": state.history})
-        state.save(out / STATE_FILE)
-    figures = finish(state, out, teaching, split, data)
-    write_json(
-        out / LOG_FILE, {"settings": settings, "earlier": earlier, "history": state.history, "figures": figures}
-    )
-    print(figures, flush=True)
-    return figures
+    return state
 
 
 def begin_from(folder: Path, pupil: Pupil) -> None:
@@ -365,43 +408,58 @@ def begin_from(folder: Path, pupil: Pupil) -> None:
     pupil.model.load_state_dict(weights, strict=False)
 
 
-def finish(state: State, out: Path, teaching: Teaching | MixedTeaching, split: str, data: Path) -> dict[str, Any]:
-    """Saves the averaged model with its processor, and measures it on the test split where nothing was held out."""
-    model = state.pupil.model
+def finish(
+    state: State, teaching: Teaching | MixedTeaching, split: str, data: Path
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """
+    Saves the averaged model with its processor, and measures it on the test split where nothing was held out, at the
+    size of its last epoch: the figures, and whether each image `(num_images,)` was right.
+    """
+    model, recipe = state.pupil.model, state.recipe
     figures: dict[str, Any] = {}
+    right = torch.zeros(0, dtype=torch.bool)
     with state.average.applied(model):
         if split == "test":
             test = load_pictures(data, "test", SIZE)
-            logits = measure(model, test.images, SIZE, half=False)
+            logits = measure(model, test.images, recipe.size(recipe.epochs - 1), half=False)
             with torch.no_grad():
                 told = torch.cat([teaching.teacher(part.float() / 127.5 - 1) for part in test.images.split(100)])
             choice = told[:, list(IMAGENETTE_CLASSES)].argmax(dim=1)
+            right = logits.argmax(dim=1) == test.labels
             figures = {
-                "test_accuracy": float((logits.argmax(dim=1) == test.labels).float().mean()),
+                "test_accuracy": float(right.float().mean()),
                 "teacher_accuracy": float((choice == test.labels).float().mean()),
                 "agreement": float((logits.argmax(dim=1) == choice).float().mean()),
             }
-        model.save_pretrained(out)
-    FocusViTImageProcessor.from_model_config(model.config).save_pretrained(out)
-    return figures
+        model.save_pretrained(state.out)
+    if isinstance(state.pupil, Pupil):
+        FocusViTImageProcessor.from_model_config(model.config).save_pretrained(state.out)
+    return figures, right
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe", type=Path, nargs="+")
     parser.add_argument("--bank", type=Path, help="folder of the teacher's answers, where the recipe has views")
     parser.add_argument("--begin", type=Path, help="folder of a run, or of a checkpoint, whose weights are begun from")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; of several recipes, the folder of their folders"
+    )
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--every", type=int, default=5, help="measure held-out images every so many epochs")
     parser.add_argument(
         "--change", nargs="*", default=[], help="fields of the recipe, in JSON: learning_rate=5e-4 stages=[[224,96]] …"
     )
     args = parser.parse_args(argv)
+    several = len(args.recipe) > 1
+    if several and args.begin is not None:
+        parser.error("expected --begin with one recipe, got several")
     changes = {name: json.loads(value) for name, value in (change.split("=", 1) for change in args.change)}
-    recipe = Recipe.read(args.recipe, **changes)
-    run(recipe, args.out, args.bank, args.split, args.every, begin=args.begin)
+    recipes = {args.out / path.stem if several else args.out: Recipe.read(path, **changes) for path in args.recipe}
+    if len(recipes) < len(args.recipe):
+        parser.error(f"expected recipes of different names, got {[path.name for path in args.recipe]}")
+    run(recipes, args.bank, args.split, args.every, begin=args.begin)
 
 
 if __name__ == "__main__":
