@@ -146,6 +146,17 @@ def rate(step: int, steps: int) -> float:
     return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
+def scaled_box(box: torch.Tensor, seen: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """
+    A box (top, left, height, width) of an image of (height, width) `seen`, in whole pixels of one of `size`, which is
+    no smaller. The edges are rounded, since a rounded corner and a rounded height may together end outside.
+    """
+    scale = torch.tensor(size) / torch.tensor(seen)
+    corner = (box[:2] * scale).round().long()
+    end = ((box[:2] + box[2:]) * scale).round().long()
+    return torch.cat((corner, end - corner))
+
+
 def views(
     images: torch.Tensor, masks: Sequence[torch.Tensor], rows: torch.Tensor, side: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,13 +164,12 @@ def views(
     kept = (images.shape[-2], images.shape[-1])
     boxes = random_crop_boxes(len(rows), kept, tuple(RECIPE["crop_scale"]), (3 / 4, 4 / 3), generator)
     levels = crop_and_resize(images[rows], boxes, (side, side), torch.float32)
-    labels = torch.empty(len(rows), side, side, dtype=torch.int64)
-    for index, (row, box) in enumerate(zip(rows.tolist(), boxes, strict=True)):
-        mask = masks[row]
-        scale = torch.tensor([mask.shape[0], mask.shape[1]] * 2) / torch.tensor([*kept, *kept])
-        # Whole pixels of the mask, which is larger than what is kept of the image.
-        own = (box * scale).round().long()
-        labels[index] = crop_mask(mask, own, (side, side))
+    labels = torch.stack(
+        [
+            crop_mask(masks[row], scaled_box(box, kept, (masks[row].shape[0], masks[row].shape[1])), (side, side))
+            for row, box in zip(rows.tolist(), boxes, strict=True)
+        ]
+    )
     flipped = torch.rand(len(rows), 1, 1, generator=generator) < 0.5
     labels = torch.where(flipped, labels.flip(-1), labels)
     levels = torch.where(flipped[:, None], levels.flip(-1), levels)

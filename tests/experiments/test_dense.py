@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import edges, keep, sheet, taught, teacher
+from experiments.dense import compare, edges, keep, sheet, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 from focusvit_hf.hub.model_card import check_card
+from focusvit_hf.training.augmentation import random_crop_boxes
 from focusvit_hf.training.segmentation_metrics import SegmentationMetrics
 from focusvit_hf.utils.files import write_json
 
@@ -172,3 +175,15 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     assert card.index("It finds squares.") < card.index("## Model")
     with pytest.raises(ValueError, match="expected a new or an empty folder"):
         keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows)
+
+
+@given(st.integers(0, 2**31), st.integers(192, 320), st.integers(192, 320))
+def test_a_box_of_the_image_is_a_box_within_its_larger_mask(seed, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    for box in random_crop_boxes(8, (192, 192), (0.35, 1.0), (3 / 4, 4 / 3), generator):
+        top, left, rows, columns = compare.scaled_box(box, (192, 192), (height, width)).tolist()
+        assert 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
+        wanted = box * torch.tensor([height, width] * 2) / 192
+        assert (torch.tensor([top, left, rows, columns]) - wanted).abs().max() <= 1
+    whole = compare.scaled_box(torch.tensor([0, 0, 192, 192]), (192, 192), (height, width))
+    assert whole.tolist() == [0, 0, height, width]
