@@ -29,9 +29,10 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from experiments.dense.peers import MOBILENET, MOBILEVIT, SEGFORMER, build_peer
 from experiments.dense.teacher import ECSSD, squashed
+from experiments.frontier.peers import steady_batch_norms
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
@@ -77,13 +78,15 @@ ENCODER: dict[str, Any] = {
     "position_embedding_type": "dynamic",
     "segmentation_kernel_size": 3,
 }
+# Networks of Transformers, as they are timed in `experiments.dense.speed`.
+PEER_ROWS = {"segformer_b0": SEGFORMER, "mobilevit_deeplabv3": MOBILEVIT, "mobilenet_v2_deeplabv3plus": MOBILENET}
 # What each row is compared with, and by how much it may be worse for "not worse".
 COMPARISONS = (
     ("superpixel_49", "grid_49"),
     ("superpixel_49", "grid_49_nearest"),
     ("superpixel_49", "grid_196"),
     ("superpixel_49", "grid_400"),
-    ("superpixel_49", "segformer_b0"),
+    *(("superpixel_49", name) for name in PEER_ROWS),
 )
 MARGIN = 0.015
 
@@ -95,26 +98,27 @@ class Row:
         kind, _, rest = name.partition("_")
         self.processor: FocusViTImageProcessor
         self.model: nn.Module
-        if name == "segformer_b0":
-            self.config: Any = SegformerConfig(id2label={0: "ground", 1: "figure"})
-            self.model = SegformerForSemanticSegmentation(self.config)
+        labels = {0: "ground", 1: "figure"}
+        if name in PEER_ROWS:
+            self.model = build_peer(PEER_ROWS[name], labels)
+            steady_batch_norms(self.model)
             self.processor = FocusViTImageProcessor(size={"height": side, "width": side}, do_superpixels=False)
             return
         if kind not in ("superpixel", "grid"):
-            raise ValueError(f"Expected superpixel_K, grid_K, grid_K_nearest or segformer_b0, got {name!r}.")
+            raise ValueError(f"Expected superpixel_K, grid_K, grid_K_nearest or one of {[*PEER_ROWS]}, got {name!r}.")
         count, _, nearest = rest.partition("_")
         smooth = kind == "grid" and nearest != "nearest"
-        self.config = FocusViTConfig(
+        config = FocusViTConfig(
             image_size=side,
             num_superpixels=int(count),
             patch_pooling=kind,
             segmentation_lay_back="bilinear" if smooth else "nearest",
-            id2label={0: "ground", 1: "figure"},
+            id2label=labels,
             **ENCODER,
         )
         # SDPA's backward pass is slow in bfloat16 on a CPU.
-        self.model = FocusViTForSemanticSegmentation._from_config(self.config, attn_implementation="eager")
-        self.processor = FocusViTImageProcessor.from_model_config(self.config)
+        self.model = FocusViTForSemanticSegmentation._from_config(config, attn_implementation="eager")
+        self.processor = FocusViTImageProcessor.from_model_config(config)
 
     def logits(self, levels: torch.Tensor) -> torch.Tensor:
         """Of 8-bit images `(batch_size, 3, side, side)`: `(batch_size, 2, rows, columns)`, float32."""
@@ -201,7 +205,7 @@ def fit(row: Row, images: torch.Tensor, masks: Sequence[torch.Tensor], recipe: d
             optimizer.step()
             schedule.step()
             step += 1
-            total += float(loss) / per_epoch
+            total += float(loss.detach()) / per_epoch
         require_finite(total, step)
         print({"epoch": epoch + 1, "loss": round(total, 4)}, flush=True)
     row.model.eval()

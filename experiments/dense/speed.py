@@ -29,15 +29,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    MobileNetV2Config,
-    MobileNetV2ForSemanticSegmentation,
-    MobileViTConfig,
-    MobileViTForSemanticSegmentation,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-)
 
+from experiments.dense.peers import PEERS, SEGFORMER, build_peer
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
@@ -57,7 +50,7 @@ REPEATS, WARMUP = 9, 2
 # How many batches a session gets, by the number of images in each.
 RUNS = {1: 20, 8: 4}
 # Whom all others are compared with.
-REFERENCE = "SegFormer-B0"
+REFERENCE = SEGFORMER
 
 
 def networks(size: tuple[int, int], classes: int, tokens: Sequence[int]) -> dict[str, nn.Module]:
@@ -84,14 +77,7 @@ def networks(size: tuple[int, int], classes: int, tokens: Sequence[int]) -> dict
     made["the same stem, grid of 400 tiles, full"] = FocusViTForSemanticSegmentation(
         FocusViTConfig(**grid, layer_types=["full_attention"] * 12)
     )
-    made[REFERENCE] = SegformerForSemanticSegmentation(SegformerConfig(**labels))
-    xxs: dict[str, Any] = {
-        "hidden_sizes": [64, 80, 96],
-        "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
-        "expand_ratio": 2.0,
-    }
-    made["MobileViT-XXS + DeepLabV3"] = MobileViTForSemanticSegmentation(MobileViTConfig(**xxs, **labels))
-    made["MobileNetV2 + DeepLabV3+"] = MobileNetV2ForSemanticSegmentation(MobileNetV2Config(**labels))
+    made |= {name: build_peer(name, labels["id2label"]) for name in PEERS}
     return {name: model.eval() for name, model in made.items()}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from experiments.frontier.peers import steady_batch_norms
 from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark.subjects import find_subject
@@ -75,6 +76,7 @@ class Peer(nn.Module):
         config = subject.configure(recipe.size(recipe.epochs - 1))
         config.num_labels = len(NAMES) + NUM_LOGITS
         self.model = subject.model_class(config).to(memory_format=torch.channels_last)
+        steady_batch_norms(self.model)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Ten logits, 1,000 logits, and no map."""

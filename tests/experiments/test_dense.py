@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import compare, edges, keep, sheet, taught, teacher
+from experiments.dense import compare, edges, keep, peers, sheet, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 from focusvit_hf.hub.model_card import check_card
@@ -187,3 +187,61 @@ def test_a_box_of_the_image_is_a_box_within_its_larger_mask(seed, height, width)
         assert (torch.tensor([top, left, rows, columns]) - wanted).abs().max() <= 1
     whole = compare.scaled_box(torch.tensor([0, 0, 192, 192]), (192, 192), (height, width))
     assert whole.tolist() == [0, 0, height, width]
+
+
+@pytest.fixture
+def discs(tmp_path, monkeypatch):
+    """Bright discs on a dark ground, squashed to squares that are smaller than their masks."""
+    monkeypatch.setitem(compare.RECIPE, "batch_size", 4)
+    places = np.mgrid[:90, :100]
+    for part in ("train", "validation"):
+        for kind in ("images", "masks"):
+            (tmp_path / part / kind).mkdir(parents=True)
+        for number in range(8 if part == "train" else 3):
+            disc = np.hypot(places[0] - 30 - 4 * number, places[1] - 50) < 25
+            levels = np.where(disc[..., None], np.uint8(220), np.uint8(30)).repeat(3, axis=2)
+            Image.fromarray(levels).save(tmp_path / part / "images" / f"{number}.png")
+            Image.fromarray(disc.astype(np.uint8)).save(tmp_path / part / "masks" / f"{number}.png")
+    monkeypatch.setattr(compare, "tested", lambda side: compare.loaded(tmp_path / "validation", side))
+    return tmp_path
+
+
+def test_superpixels_grids_and_peers_are_trained_on_the_same_views_and_compared(discs, monkeypatch):
+    seen = {}
+    logits = compare.Row.logits
+
+    def noted(row, levels):
+        seen.setdefault(row, []).append(levels)
+        return logits(row, levels)
+
+    monkeypatch.setattr(compare.Row, "logits", noted)
+    rows = ["superpixel_49", "grid_49", "grid_49_nearest", *compare.PEER_ROWS]
+    results = ["--results", str(discs / "results")]
+    command = ["train", str(discs), "--rows", *rows, "--epochs", "1", "--side", "64", *results]
+    compare.main([*command, "--seeds", "0", "1"])
+    trained = [levels[:2] for levels in seen.values()]
+    assert len(trained) == 2 * len(rows)
+    # Rows of a seed follow each other.
+    for index, views in enumerate(trained):
+        assert torch.equal(torch.cat(views), torch.cat(trained[index // len(rows) * len(rows)]))
+    stored = {path.stem: path.read_text() for path in (discs / "results" / "dense").iterdir()}
+    assert stored.keys() == {f"{row}-seed{seed}" for row in rows for seed in (0, 1)}
+    # What is there is not run again.
+    compare.main([*command, "--seeds", "0"])
+    assert len(seen) == len(trained)
+    compare.main(["table", "--tables", str(discs), *results])
+    text = (discs / "dense.md").read_text()
+    assert text.count("| 2 |") == len(rows) and text.count("| superpixel_49 − ") == 2 + len(compare.PEER_ROWS)
+    with pytest.raises(
+        ValueError, match=r"Expected superpixel_K, grid_K, grid_K_nearest or one of .*, got 'tiles_49'"
+    ):
+        compare.Row("tiles_49", 64)
+    with pytest.raises(ValueError, match="run 'train' first"):
+        compare.main(["table", "--tables", str(discs), "--results", str(discs / "none")])
+
+
+def test_peers_are_those_of_transformers_and_no_others():
+    for name in peers.PEERS:
+        assert peers.build_peer(name, {0: "ground", 1: "figure"}).config.num_labels == 2
+    with pytest.raises(ValueError, match="got 'U-Net'"):
+        peers.build_peer("U-Net", {0: "ground"})

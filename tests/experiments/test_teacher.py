@@ -1,6 +1,7 @@
 """Pupils of the ImageNet teacher, with a stand-in for it: views, what is learned of them, and runs that go on."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import ViTForImageClassification
 
 from cards import PATTERN
 from experiments.micro.data import Pictures
+from experiments.micro.results import unpacked
 from experiments.teacher import bank, efficientnet, keep, mixed, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
@@ -89,6 +91,10 @@ def test_the_rate_rises_and_falls_and_the_size_grows():
 def test_the_recipes_are_read_and_misspelt_ones_refused(tmp_path):
     folder = bank.Path(train.__file__).parent
     paths = sorted(folder.glob("*.json"))
+    for name, count in (("dense_controls", 3), ("frontier", 6)):
+        recipes = [train.Recipe.read(path) for path in (folder / name).glob("*.json")]
+        plans = [{**asdict(recipe), "config": None, "peer": None} for recipe in recipes]
+        assert len(plans) == count and all(plan == plans[0] for plan in plans)
     assert {path.stem: train.Recipe.read(path).views for path in paths} == {
         "focusvit-tiny": 16,
         "focusvit-tiny-deep": 0,
@@ -118,22 +124,23 @@ def test_tokens_are_guided_at_the_places_of_the_teachers_map():
 
 def test_an_interrupted_run_ends_as_one_that_was_not(stand_in, tmp_path, monkeypatch):
     recipe = train.Recipe(**RECIPE)
-    figures = train.run(recipe, tmp_path / "whole", tmp_path / "bank", "test", every=1)
+    (figures,) = train.run({tmp_path / "whole": recipe}, tmp_path / "bank", "test", every=1).values()
     assert {"test_accuracy", "teacher_accuracy", "agreement"} == figures.keys()
 
     whole_epoch = train.train_epoch
 
-    def killed(recipe, state, *rest):
-        if state.epoch == 1:
+    def killed(states, *rest):
+        if states[0].epoch == 1:
             raise KeyboardInterrupt
-        whole_epoch(recipe, state, *rest)
+        whole_epoch(states, *rest)
 
     monkeypatch.setattr(train, "train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.run(recipe, tmp_path / "killed", tmp_path / "bank", "test", every=1)
+        train.run({tmp_path / "killed": recipe}, tmp_path / "bank", "test", every=1)
     monkeypatch.setattr(train, "train_epoch", whole_epoch)
     # The bank is full: the teacher is asked for the test images alone.
-    assert train.run(recipe, tmp_path / "killed", tmp_path / "bank", "test", every=1) == figures
+    killed_run = train.run({tmp_path / "killed": recipe}, tmp_path / "bank", "test", every=1)
+    assert killed_run == {tmp_path / "killed": figures}
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     model = FocusViTForImageClassification.from_pretrained(tmp_path / "killed")
@@ -141,13 +148,13 @@ def test_an_interrupted_run_ends_as_one_that_was_not(stand_in, tmp_path, monkeyp
     log = json.loads((tmp_path / "killed" / "log.json").read_text())
     assert [entry["size"] for entry in log["history"]] == [112, 224]
     with pytest.raises(ValueError, match="expected the recipe of"):
-        train.run(train.Recipe(**RECIPE, seed=1), tmp_path / "killed", tmp_path / "bank", "test", every=1)
+        train.run({tmp_path / "killed": train.Recipe(**RECIPE, seed=1)}, tmp_path / "bank", "test", every=1)
 
 
 def test_the_dense_pupil_is_kept_as_a_plain_vit(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(keep, "load_pictures", pictures)
     recipe = train.Recipe(**{**RECIPE, "stages": [[112, 1]]})
-    train.run(recipe, tmp_path / "run", tmp_path / "bank", "test", every=1)
+    train.run({tmp_path / "run": recipe}, tmp_path / "bank", "test", every=1)
     pupil = FocusViTForImageClassification.from_pretrained(tmp_path / "run").eval()
     accuracy = keep.keep(tmp_path / "run", tmp_path / "vit-tiny")
     kept = ViTForImageClassification.from_pretrained(tmp_path / "vit-tiny").eval()
@@ -167,13 +174,8 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     monkeypatch.setattr(keep, "load_pictures", pictures)
     changes = {"embedding_type": "conv", "patch_pooling": "superpixel", "position_embedding_type": "dynamic"}
     config = {**CONFIG, **changes, "num_superpixels": 9}
-    train.run(
-        train.Recipe(**{**RECIPE, "config": config, "stages": [[224, 1]], "guidance": 0}),
-        tmp_path / "run",
-        tmp_path / "bank",
-        "test",
-        every=1,
-    )
+    recipe = train.Recipe(**{**RECIPE, "config": config, "stages": [[224, 1]], "guidance": 0})
+    train.run({tmp_path / "run": recipe}, tmp_path / "bank", "test", every=1)
     accuracy = keep.keep(tmp_path / "run", tmp_path / "focusvit-mine")
     kept = load_file(tmp_path / "focusvit-mine" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in kept.values()} == {"torch.float16", "torch.int64"}
@@ -270,26 +272,27 @@ def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_int
     stand_in, tmp_path, monkeypatch
 ):
     taught = {**RECIPE, "stages": [[112, 1]], "guidance": 0}
-    train.run(train.Recipe(**taught), tmp_path / "bank-run", tmp_path / "bank", "test", every=1)
+    train.run({tmp_path / "bank-run": train.Recipe(**taught)}, tmp_path / "bank", "test", every=1)
     recipe = train.Recipe(**MIXED)
-    figures = train.run(recipe, tmp_path / "whole", None, "test", 1, begin=tmp_path / "bank-run")
+    (figures,) = train.run({tmp_path / "whole": recipe}, None, "test", 1, begin=tmp_path / "bank-run").values()
 
     whole_epoch = train.train_epoch
 
-    def killed(recipe, state, *rest):
+    def killed(states, *rest):
+        (state,) = states
         if state.epoch == 0:
             begun = load_file(tmp_path / "bank-run" / "model.safetensors")
             own = state.pupil.model.state_dict()
             assert all(torch.equal(own[name], begun[name]) for name in begun)
         if state.epoch == 1:
             raise KeyboardInterrupt
-        whole_epoch(recipe, state, *rest)
+        whole_epoch(states, *rest)
 
     monkeypatch.setattr(train, "train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.run(recipe, tmp_path / "killed", None, "test", 1, begin=tmp_path / "bank-run")
+        train.run({tmp_path / "killed": recipe}, None, "test", 1, begin=tmp_path / "bank-run")
     monkeypatch.setattr(train, "train_epoch", whole_epoch)
-    assert train.run(recipe, tmp_path / "killed", None, "test", 1) == figures
+    assert train.run({tmp_path / "killed": recipe}, None, "test", 1) == {tmp_path / "killed": figures}
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     log = json.loads((tmp_path / "killed" / "log.json").read_text())
@@ -315,7 +318,7 @@ def test_a_run_begins_from_a_checkpoint_to_whose_stem_it_may_add_blocks(stand_in
     train.begin_from(tmp_path / "shipped", pupil)
     learned = shipped.state_dict()
     assert all(torch.equal(tensor, learned.get(name, tensor)) for name, tensor in pupil.model.state_dict().items())
-    train.run(recipe, tmp_path / "run", None, "test", 1, begin=tmp_path / "shipped")
+    train.run({tmp_path / "run": recipe}, None, "test", 1, begin=tmp_path / "shipped")
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert log["earlier"] == [] and len(log["history"]) == 1
     # A run with the block is no beginning for a model without it, and neither is another model.
@@ -335,16 +338,16 @@ def test_the_number_of_superpixels_is_drawn_for_each_batch(stand_in, tmp_path, m
 
     monkeypatch.setattr(train.Pupil, "forward", counted)
     recipe = train.Recipe(**{**MIXED, "config": POOLED, "stages": [[112, 6]], "num_superpixels": [4, 16]})
-    train.run(recipe, tmp_path / "run", None, "test", 1)
+    train.run({tmp_path / "run": recipe}, None, "test", 1)
     assert len(seen) == 12 and set(seen) == {4, 16}
     assert FocusViTForImageClassification.from_pretrained(tmp_path / "run").config.num_superpixels == 9
 
 
 def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
     with pytest.raises(ValueError, match="expected --bank with views > 0 and only then, got None and 1 views"):
-        train.run(train.Recipe(**RECIPE), tmp_path / "run", None, "test", every=1)
+        train.run({tmp_path / "run": train.Recipe(**RECIPE)}, None, "test", every=1)
     with pytest.raises(ValueError, match=r"expected --bank with views > 0 and only then, got .* and 0 views"):
-        train.run(train.Recipe(**MIXED), tmp_path / "run", tmp_path / "bank", "test", every=1)
+        train.run({tmp_path / "run": train.Recipe(**MIXED)}, tmp_path / "bank", "test", every=1)
     with pytest.raises(ValueError, match="expected views = 0 with mix or teacher_size, got a bank of 1 views"):
         train.Recipe(**{**RECIPE, "mix": 0.5})
     with pytest.raises(ValueError, match="expected guidance = 0 with views = 0"):
@@ -354,10 +357,73 @@ def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
 
 def test_choices_are_made_on_images_that_are_held_out(stand_in, tmp_path):
     recipe = train.Recipe(**{**RECIPE, "stages": [[112, 1]]})
-    assert train.run(recipe, tmp_path / "run", tmp_path / "bank", "validation", every=1) == {}
+    assert train.run({tmp_path / "run": recipe}, tmp_path / "bank", "validation", every=1) == {tmp_path / "run": {}}
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert 0 <= log["history"][0]["held_out"] <= 1
     teaching = bank.Teaching(tmp_path / "bank", pictures(None, "train", 224).images, 1)
     # Images 0, 5 and 10 were held out; of the other twelve, two batches of six were learned from.
     missing = teaching.bank.missing(torch.arange(15), torch.zeros(15, dtype=torch.long))
     assert missing.nonzero().flatten().tolist() == [0, 5, 10]
+
+
+PEER = {**MIXED, "config": {}, "peer": "MobileNetV2"}
+
+
+def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_up(stand_in, tmp_path, monkeypatch):
+    seen = {}
+    forward = {kind: kind.forward for kind in (train.Pupil, train.Peer)}
+    for kind in forward:
+
+        def noted(pupil, pixels, kind=kind):
+            seen.setdefault(kind, []).append(pixels)
+            return forward[kind](pupil, pixels)
+
+        monkeypatch.setattr(kind, "forward", noted)
+    for name, recipe in (("ours", MIXED), ("theirs", PEER)):
+        write_json(tmp_path / f"{name}.json", recipe)
+    command = [str(tmp_path / "ours.json"), str(tmp_path / "theirs.json"), "--out", str(tmp_path / "runs")]
+    save = train.State.save
+
+    def interrupted(state, path):
+        if state.out.name == "theirs":
+            raise KeyboardInterrupt
+        save(state, path)
+
+    monkeypatch.setattr(train.State, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(command)
+    monkeypatch.setattr(train.State, "save", save)
+    (ours, theirs) = seen.values()
+    assert len(ours) == 2 and all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    # The first epoch of ours alone was saved: theirs makes up for it before both go on.
+    train.main(command)
+    assert [len(views) for views in seen.values()] == [4, 6]
+    for name in ("ours", "theirs"):
+        log = json.loads((tmp_path / "runs" / name / "log.json").read_text())
+        assert [entry["epoch"] for entry in log["history"]] == [1, 2]
+        right = unpacked(log["correct"], 7)
+        assert log["figures"]["test_accuracy"] == pytest.approx(right.mean())
+    assert FocusViTForImageClassification.from_pretrained(tmp_path / "runs" / "ours")
+
+
+def test_pupils_side_by_side_differ_in_themselves_alone(stand_in, tmp_path):
+    longer = train.Recipe(**{**PEER, "stages": [[112, 3]]})
+    with pytest.raises(ValueError, match=r"differ in config and peer alone, got \['config', 'stages', 'peer'\] in"):
+        train.run({tmp_path / "ours": train.Recipe(**MIXED), tmp_path / "theirs": longer}, None, "test", 1)
+    with pytest.raises(ValueError, match="expected no config, guidance = 0 and no num_superpixels for"):
+        train.Recipe(**{**PEER, "num_superpixels": [4]})
+    with pytest.raises(ValueError, match="expected no --begin for MobileNetV2"):
+        train.run({tmp_path / "theirs": train.Recipe(**PEER)}, None, "test", 1, begin=tmp_path)
+    write_json(tmp_path / "ours.json", MIXED)
+    for command in (["--begin", "runs"], []):
+        with pytest.raises(SystemExit):
+            train.main([*[str(tmp_path / "ours.json")] * 2, "--out", str(tmp_path / "runs"), *command])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_normalisation_of_a_peer_follows_more_than_its_last_batch():
+    peer = train.Peer(train.Recipe(**PEER))
+    moments = {norm.momentum for norm in peer.modules() if isinstance(norm, nn.BatchNorm2d)}
+    assert moments == {0.1}
+    logits, thousand, none = peer.eval()(torch.randn(2, 3, 112, 112))
+    assert logits.shape == (2, 10) and thousand.shape == (2, 1000) and none is None

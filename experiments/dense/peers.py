@@ -1,0 +1,47 @@
+"""What a user of Transformers would pick for a small segmenter, untrained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    MobileViTConfig,
+    MobileViTForSemanticSegmentation,
+    PreTrainedModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+
+SEGFORMER, MOBILEVIT, MOBILENET = "SegFormer-B0", "MobileViT-XXS + DeepLabV3", "MobileNetV2 + DeepLabV3+"
+PEERS = (SEGFORMER, MOBILEVIT, MOBILENET)
+# apple/deeplabv3-mobilevit-xx-small.
+_XXS: dict[str, Any] = {
+    "hidden_sizes": [64, 80, 96],
+    "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
+    "expand_ratio": 2.0,
+}
+
+
+def build_peer(name: str, id2label: Mapping[int, str]) -> PreTrainedModel:
+    """
+    Args:
+        name (`str`): Of [`PEERS`].
+        id2label (mapping): The classes.
+
+    The encoders of both DeepLab stride by 32, as Transformers' configurations have it. 16 is finer, and slower.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    labels: dict[str, Any] = {"id2label": dict(id2label)}
+    if name == SEGFORMER:
+        return SegformerForSemanticSegmentation(SegformerConfig(**labels))
+    if name == MOBILEVIT:
+        return MobileViTForSemanticSegmentation(MobileViTConfig(**_XXS, **labels))
+    if name == MOBILENET:
+        return MobileNetV2ForSemanticSegmentation(MobileNetV2Config(**labels))
+    raise ValueError(f"Expected one of {PEERS}, got {name!r}.")
