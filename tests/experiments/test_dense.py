@@ -197,7 +197,7 @@ def discs(tmp_path, monkeypatch):
     for part in ("train", "validation"):
         for kind in ("images", "masks"):
             (tmp_path / part / kind).mkdir(parents=True)
-        for number in range(8 if part == "train" else 3):
+        for number in range(4 if part == "train" else 2):
             disc = np.hypot(places[0] - 30 - 4 * number, places[1] - 50) < 25
             levels = np.where(disc[..., None], np.uint8(220), np.uint8(30)).repeat(3, axis=2)
             Image.fromarray(levels).save(tmp_path / part / "images" / f"{number}.png")
@@ -219,11 +219,11 @@ def test_superpixels_grids_and_peers_are_trained_on_the_same_views_and_compared(
     results = ["--results", str(discs / "results")]
     command = ["train", str(discs), "--rows", *rows, "--epochs", "1", "--side", "64", *results]
     compare.main([*command, "--seeds", "0", "1"])
-    trained = [levels[:2] for levels in seen.values()]
+    trained = [levels[0] for levels in seen.values()]
     assert len(trained) == 2 * len(rows)
     # Rows of a seed follow each other.
     for index, views in enumerate(trained):
-        assert torch.equal(torch.cat(views), torch.cat(trained[index // len(rows) * len(rows)]))
+        assert torch.equal(views, trained[index // len(rows) * len(rows)])
     stored = {path.stem: path.read_text() for path in (discs / "results" / "dense").iterdir()}
     assert stored.keys() == {f"{row}-seed{seed}" for row in rows for seed in (0, 1)}
     # What is there is not run again.

@@ -21,13 +21,13 @@ from .arguments import add_images, checkpoint_arguments, new_command
 from .images import print_classes, read_image, write_png
 
 
-# LICENSE.txt beside it names who took it. Of the checkpoint's ten classes `church` is the nearest to a temple: no
-# photograph that is truly of one of them could be had under a licence to ship it.
+# LICENSE.txt beside it names who took it. A temple is none of the checkpoint's ten classes: no photograph of one of
+# them could be had under a licence to ship it.
 SAMPLE = Path(__file__).with_name("samples") / "temple.jpg"
 SAMPLE_TITLE = "temple (danielbuechele, CC BY 2.0)"
 SAMPLE_NOTE = (
-    "\nThe photograph shows a Chinese temple. The checkpoint knows ten classes, of which church comes nearest; no\n"
-    "photograph of exactly one of them could be shipped. Name your own: focusvit demo IMAGE ..."
+    "\nThe photograph shows a Chinese temple, which is none of the ten classes that the checkpoint knows: its answer\n"
+    "says little, and the drawing shows what the answer rests on. Name your own: focusvit demo IMAGE ..."
 )
 DEMO_BATCHES = (1, 32)
 DEMO_SEED = 0
