@@ -13,7 +13,7 @@ from transformers import ViTForImageClassification
 from cards import PATTERN
 from experiments.micro.data import Pictures
 from experiments.micro.results import unpacked
-from experiments.teacher import bank, efficientnet, keep, mixed, train
+from experiments.teacher import bank, efficientnet, keep, mixed, table, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
 from focusvit_hf.utils.files import write_json
@@ -403,7 +403,26 @@ def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_u
         assert [entry["epoch"] for entry in log["history"]] == [1, 2]
         right = unpacked(log["correct"], 7)
         assert log["figures"]["test_accuracy"] == pytest.approx(right.mean())
-    assert FocusViTForImageClassification.from_pretrained(tmp_path / "runs" / "ours")
+
+    monkeypatch.setattr(table, "load_pictures", pictures)
+    threads = torch.get_num_threads()
+    options = ["--name", "taught", "--repeats", "1", "--tables", str(tmp_path), "--results", str(tmp_path / "results")]
+    table.main([str(tmp_path / "runs"), "--subject", "theirs", *options])
+    torch.set_num_threads(threads)
+    first, second = json.loads((tmp_path / "taught.json").read_text())["rows"]
+    assert (first["pupil"], second["pupil"]) == ("theirs", "ours") and "difference" not in first
+    log = json.loads((tmp_path / "results" / "taught" / "ours.json").read_text())
+    assert second["accuracy"]["mean"] == pytest.approx(log["figures"]["test_accuracy"])
+    apart = first["accuracy"]["mean"] - second["accuracy"]["mean"]
+    assert second["difference"]["mean"] == pytest.approx(apart)
+    model = FocusViTForImageClassification.from_pretrained(tmp_path / "runs" / "ours")
+    assert second["parameters"] == model.num_parameters() and second["batch_32"]["median_ms"] > 0
+    lines = (tmp_path / "taught.md").read_text().splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| theirs | ") and "(1.00 times)" in lines[2]
+    with pytest.raises(ValueError, match=r"Expected --subject to be one of \['ours', 'theirs'\], got 'others'"):
+        table.main([str(tmp_path / "runs"), "--subject", "others", *options])
+    with pytest.raises(ValueError, match=r"Expected runs in .*results that ended with the test images, got none"):
+        table.main([str(tmp_path / "results"), "--subject", "ours", *options])
 
 
 def test_pupils_side_by_side_differ_in_themselves_alone(stand_in, tmp_path):
