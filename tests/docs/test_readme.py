@@ -13,8 +13,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROSE = " ".join(README.split())
 
 
-def figure(pattern: str) -> list[float]:
-    found = re.search(pattern, PROSE)
+def figure(pattern: str, prose: str = PROSE) -> list[float]:
+    found = re.search(pattern, prose)
     assert found is not None, pattern
     return [float(value) for value in found.groups()]
 
@@ -60,6 +60,15 @@ def test_the_figures_of_outlines_are_those_of_the_committed_table() -> None:
     (best,) = figure(r"and ([\d.]+) points more than the grid with its best upsampling")
     assert f"| a logit a token, nearest | 36 | imagenette | nearest | +{nearest} [+{low}, +{high}] |" in table
     assert f"the grid's best upsampling | 36 | imagenette | bicubic | +{best} [" in table
+
+
+def test_what_guided_borders_add_is_what_the_shipped_segmenter_gains() -> None:
+    guide = " ".join((ROOT / "docs" / "guides" / "segment.md").read_text(encoding="utf-8").split())
+    rows = json.loads((ROOT / "experiments" / "tables" / "dense-edges.json").read_text())["rows"]
+    (gained,) = (row for row in rows if (row["split"], row["upsampling"]) == ("test", "guided"))
+    claimed = figure(r"test images that adds ([\d.]+) points of IoU and ([\d.]+) of the F of the border", guide)
+    measured = [100 * gained[f"{name}_difference"]["mean"] for name in ("iou", "boundary_f")]
+    assert claimed == [round(value, 1) for value in measured]
 
 
 def test_figures_of_checkpoints_are_those_of_their_cards() -> None:
