@@ -1,25 +1,22 @@
 """
 Figures found with superpixels, with grids and by other networks, from scratch, by one recipe.
 
-    python -m experiments.dense.compare train runs/figures --rows superpixel_49 grid_49 grid_196 grid_400 --seeds 0
-    python -m experiments.dense.compare table
+    python -m experiments.dense.compare runs/figures --rows superpixel_49 grid_49 grid_196 grid_400 --seeds 0 1 2
+    python -m experiments.dense.tables
 
 `runs/figures` is what `experiments.dense.teacher` wrote. All rows of a seed see the same views in the same order.
 Stem, encoder, head and training are the same; the regions alone differ. `grid_<K>` interpolates what its tiles say
 between their centres, in training, too (`segmentation_lay_back="bilinear"`); `grid_<K>_nearest` does not. How the
 logits of the cells become pixels is chosen on the images held out. The test split of ECSSD is measured once, at the
 images' own size: IoU of the figure and F of its border within 2 px, of every image.
-`experiments/results/dense/<row>-seed<n>.json` holds a run; `table` makes `experiments/tables/dense.json` and `.md`,
-with paired bootstrap intervals.
+`experiments/results/dense/<row>-seed<n>.json` holds a run; a run whose JSON is there is left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,7 @@ from experiments.dense.peers import MOBILENET, MOBILEVIT, SEGFORMER, build_peer
 from experiments.dense.teacher import ECSSD, squashed
 from experiments.frontier.peers import steady_batch_norms
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import write_table
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask, segmentation_maps_of
 from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes
@@ -45,7 +40,7 @@ from focusvit_hf.training.segmentation import overlap_loss
 from focusvit_hf.training.segmentation_collator import crop_mask
 from focusvit_hf.training.segmentation_metrics import boundary_f, confusion_matrix, overlaps
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import read_json, write_json
+from focusvit_hf.utils.files import write_json
 
 
 QUESTION = "dense"
@@ -80,28 +75,30 @@ ENCODER: dict[str, Any] = {
 }
 # Networks of Transformers, as they are timed in `experiments.dense.speed`.
 PEER_ROWS = {"segformer_b0": SEGFORMER, "mobilevit_deeplabv3": MOBILEVIT, "mobilenet_v2_deeplabv3plus": MOBILENET}
-# What each row is compared with, and by how much it may be worse for "not worse".
-COMPARISONS = (
-    ("superpixel_49", "grid_49"),
-    ("superpixel_49", "grid_49_nearest"),
-    ("superpixel_49", "grid_196"),
-    ("superpixel_49", "grid_400"),
-    *(("superpixel_49", name) for name in PEER_ROWS),
-)
-MARGIN = 0.015
 
 
 class Row:
-    """A network and how its images are prepared."""
+    """
+    A network and how its images are prepared.
 
-    def __init__(self, name: str, side: int):
+    Args:
+        name (`str`): Of the row.
+        side (`int`): Of the images in pixels.
+        attention (`str`): How a FocusViT computes it. SDPA's backward pass is slow in bfloat16 on a CPU.
+
+    Raises:
+        ValueError: If there is no such row.
+    """
+
+    def __init__(self, name: str, side: int, attention: str = "eager"):
         kind, _, rest = name.partition("_")
         self.processor: FocusViTImageProcessor
         self.model: nn.Module
         labels = {0: "ground", 1: "figure"}
         if name in PEER_ROWS:
+            self.model = build_peer(PEER_ROWS[name], labels)
             # Convolutions are faster so.
-            self.model = build_peer(PEER_ROWS[name], labels).to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)
             steady_batch_norms(self.model)
             self.processor = FocusViTImageProcessor(size={"height": side, "width": side}, do_superpixels=False)
             return
@@ -117,8 +114,7 @@ class Row:
             id2label=labels,
             **ENCODER,
         )
-        # SDPA's backward pass is slow in bfloat16 on a CPU.
-        self.model = FocusViTForSemanticSegmentation._from_config(config, attn_implementation="eager")
+        self.model = FocusViTForSemanticSegmentation._from_config(config, attn_implementation=attention)
         self.processor = FocusViTImageProcessor.from_model_config(config)
 
     def logits(self, levels: torch.Tensor) -> torch.Tensor:
@@ -260,88 +256,18 @@ def run(name: str, seed: int, folder: Path, results: Path, **changes: Any) -> di
     return result
 
 
-def train(arguments: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what has no result yet, one after the other."""
+    parser = parser_of(__doc__)
+    parser.add_argument("folder", type=Path, help="what experiments.dense.teacher wrote")
+    parser.add_argument("--rows", nargs="+", default=["superpixel_49", "grid_49", "grid_196", "grid_400"])
+    add_options(parser, "seeds", "epochs", "results", epochs=RECIPE["epochs"])
+    parser.add_argument("--side", type=int, default=RECIPE["side"])
+    arguments = parser.parse_args(argv)
     for seed in arguments.seeds:
         for name in arguments.rows:
             if not (arguments.results / QUESTION / f"{name}-seed{seed}.json").is_file():
                 run(name, seed, arguments.folder, arguments.results, epochs=arguments.epochs, side=arguments.side)
-
-
-def table(arguments: argparse.Namespace) -> None:
-    """Writes the table; ValueError where there are no results."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted((arguments.results / QUESTION).glob("*-seed*.json")):
-        result = read_json(path)
-        found.setdefault(result["row"], {})[result["seed"]] = result
-    if not found:
-        raise ValueError(f"Expected results in {arguments.results / QUESTION}, got none: run 'train' first.")
-
-    def of(name: str, kind: str, seeds: Sequence[int]) -> np.ndarray:
-        return np.array([found[name][seed]["test"][found[name][seed]["upsampling"]][kind] for seed in seeds])
-
-    rows = [
-        {
-            "row": name,
-            "seeds": sorted(runs),
-            "upsampling": sorted({result["upsampling"] for result in runs.values()}),
-            "parameters": next(iter(runs.values()))["parameters"],
-            **{kind: float(of(name, kind, sorted(runs)).mean()) for kind in ("iou", "boundary_f")},
-        }
-        for name, runs in found.items()
-    ]
-    comparisons = []
-    for subject, control in COMPARISONS:
-        seeds = sorted(found.get(subject, {}).keys() & found.get(control, {}).keys())
-        for kind in ("iou", "boundary_f") if seeds else ():
-            difference = paired_bootstrap(of(subject, kind, seeds), of(control, kind, seeds))
-            about = {"subject": subject, "control": control, "kind": kind, "verdict": difference.verdict(MARGIN)}
-            comparisons.append({**about, "difference": asdict(difference)})
-    first = next(iter(next(iter(found.values())).values()))
-    about = {key: first[key] for key in ("question", "recipe", "encoder", "training_images", "environment")}
-    write_table(
-        arguments.tables, QUESTION, {**about, "rows": rows, "comparisons": comparisons}, markdown(rows, comparisons)
-    )
-
-
-def markdown(rows: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> str:
-    """Both tables."""
-    lines = [
-        "| row | seeds | upsampling | parameters | figure's IoU | border's F, 2 px |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['row']} | {len(row['seeds'])} | {', '.join(row['upsampling'])} | {row['parameters'] / 1e6:.2f} M "
-            f"| {100 * row['iou']:.1f} | {100 * row['boundary_f']:.1f} |"
-        )
-    lines += ["", "| difference, in points | figure's IoU | border's F |", "|---|---|---|"]
-    pairs: dict[tuple[str, str], dict[str, str]] = {}
-    for one in comparisons:
-        text = f"{interval_text(one['difference'])} {one['verdict']}"
-        pairs.setdefault((one["subject"], one["control"]), {})[one["kind"]] = text
-    for (subject, control), kinds in pairs.items():
-        lines.append(f"| {subject} − {control} | {kinds['iou']} | {kinds['boundary_f']} |")
-    return "\n".join(lines) + "\n"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line."""
-    parser = parser_of(__doc__)
-    commands = parser.add_subparsers(required=True)
-    training = commands.add_parser("train", help="Train and measure what is not there yet.")
-    training.add_argument("folder", type=Path, help="what experiments.dense.teacher wrote")
-    training.add_argument("--rows", nargs="+", default=["superpixel_49", "grid_49", "grid_196", "grid_400"])
-    add_options(training, "seeds", "epochs", epochs=RECIPE["epochs"])
-    training.add_argument("--side", type=int, default=RECIPE["side"])
-    training.set_defaults(call=train)
-    tabling = commands.add_parser("table", help="Make the tables.")
-    add_options(tabling, "tables")
-    tabling.set_defaults(call=table)
-    for command in (training, tabling):
-        add_options(command, "results")
-    arguments = parser.parse_args(argv)
-    arguments.call(arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What is measured and drawn of segmenters: guided borders beside interpolation, and the README's sheet."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import compare, edges, keep, peers, sheet, taught, teacher
+from experiments.dense import compare, edges, keep, peers, sheet, tables, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 from focusvit_hf.hub.model_card import check_card
@@ -217,7 +219,7 @@ def test_superpixels_grids_and_peers_are_trained_on_the_same_views_and_compared(
     monkeypatch.setattr(compare.Row, "logits", noted)
     rows = ["superpixel_49", "grid_49", "grid_49_nearest", *compare.PEER_ROWS]
     results = ["--results", str(discs / "results")]
-    command = ["train", str(discs), "--rows", *rows, "--epochs", "1", "--side", "64", *results]
+    command = [str(discs), "--rows", *rows, "--epochs", "1", "--side", "64", *results]
     compare.main([*command, "--seeds", "0", "1"])
     trained = [levels[0] for levels in seen.values()]
     assert len(trained) == 2 * len(rows)
@@ -229,15 +231,25 @@ def test_superpixels_grids_and_peers_are_trained_on_the_same_views_and_compared(
     # What is there is not run again.
     compare.main([*command, "--seeds", "0"])
     assert len(seen) == len(trained)
-    compare.main(["table", "--tables", str(discs), *results])
+    threads = torch.get_num_threads()
+    tables.main(["--repeats", "1", "--tables", str(discs), *results])
+    torch.set_num_threads(threads)
     text = (discs / "dense.md").read_text()
-    assert text.count("| 2 |") == len(rows) and text.count("| superpixel_49 − ") == 2 + len(compare.PEER_ROWS)
+    assert text.count("| 2 |") == 2 * len(rows) - 1 and text.count("| superpixel_49 − ") == 2 + len(compare.PEER_ROWS)
+    # Times are kept where they are not measured again.
+    timed = json.loads((discs / "dense.json").read_text())
+    assert all(row["batch_8"]["median_ms"] > 0 for row in timed["rows"])
+    tables.main(["--repeats", "0", "--tables", str(discs), *results])
+    assert json.loads((discs / "dense.json").read_text()) == timed
+    compare.main([*command[:-4], "--epochs", "2", *results, "--seeds", "2"])
+    with pytest.raises(ValueError, match="Expected results of one recipe in"):
+        tables.main(["--repeats", "0", "--tables", str(discs), *results])
+    with pytest.raises(ValueError, match="got none: run experiments"):
+        tables.main(["--tables", str(discs), "--results", str(discs / "none")])
     with pytest.raises(
         ValueError, match=r"Expected superpixel_K, grid_K, grid_K_nearest or one of .*, got 'tiles_49'"
     ):
         compare.Row("tiles_49", 64)
-    with pytest.raises(ValueError, match="run 'train' first"):
-        compare.main(["table", "--tables", str(discs), "--results", str(discs / "none")])
 
 
 def test_peers_are_those_of_transformers_and_no_others():
