@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from transformers import (
     MobileNetV2Config,
     MobileNetV2ForSemanticSegmentation,
     MobileViTConfig,
     MobileViTForSemanticSegmentation,
-    PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
 )
@@ -26,7 +26,7 @@ _XXS: dict[str, Any] = {
 }
 
 
-def build_peer(name: str, id2label: Mapping[int, str]) -> PreTrainedModel:
+def build_peer(name: str, id2label: Mapping[int, str]) -> nn.Module:
     """
     Args:
         name (`str`): Of [`PEERS`].
