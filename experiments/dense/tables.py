@@ -7,7 +7,7 @@ The table of `experiments.dense.compare`: quality with intervals, and the time f
 Means over the images of ECSSD's test split and over seeds; differences are paired over both. Times are of untrained
 networks, float32, two threads, all rows in turn, on the photograph of `focusvit demo` at the side of the training, on
 a machine that does nothing else; FocusViT computes its superpixels within. With `--repeats 0` the times of the table
-that is there are kept. Writes `experiments/tables/dense.json` and `.md`.
+that is there are kept. Writes `experiments/tables/dense.json` and `.md`, and draws `experiments/dense-frontier.png`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ import numpy as np
 import torch
 
 from experiments.dense.compare import PEER_ROWS, QUESTION, Row
+from experiments.dense.plot import draw
 from experiments.dense.speed import call_of, photograph
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
-from experiments.micro.results import write_table
+from experiments.micro.results import TABLES, write_table
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.utils.environment import environment
-from focusvit_hf.utils.files import read_json
+from focusvit_hf.utils.files import read_json, write_whole
 
 
 SUBJECT = "superpixel_49"
 CONTROLS = ("grid_49", "grid_49_nearest", "grid_196", "grid_400", *PEER_ROWS)
 KINDS = ("iou", "boundary_f")
 BATCHES, THREADS, WARMUP = (1, 8), 2, 2
+TITLE = "Figures of ECSSD, all trained alike: {side} px, {epochs} epochs"
 
 Runs = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
@@ -134,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Makes the table."""
     parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds; 0 keeps the times that are there")
+    parser.add_argument("--plot", type=Path, default=TABLES.parent / "dense-frontier.png")
     add_options(parser, "results", "tables")
     arguments = parser.parse_args(argv)
     found = collect(arguments.results / QUESTION)
@@ -150,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = {key: first[key] for key in ("question", "recipe", "encoder", "training_images", "environment")}
     content = {**about, "timing": timing, "rows": rows, "comparisons": comparisons}
     write_table(arguments.tables, QUESTION, content, markdown(rows, comparisons))
+    if all(f"batch_{batch}" in row for row in rows for batch in BATCHES):
+        write_whole(arguments.plot, draw(rows, BATCHES, TITLE.format(**first["recipe"])))
 
 
 if __name__ == "__main__":

@@ -106,15 +106,15 @@ def _finish_axes(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> No
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks := list(_ticks(low, high)), [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks := list(ticks_between(low, high)), [f"{tick:g}" for tick in ticks])
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel(f"pictures a second, JPEG to class, batch {batch} (logarithmic): faster to the right")
     axes.set_ylabel("accuracy on the test split, %")
 
 
-def _ticks(low: float, high: float) -> Iterator[float]:
-    """1, 2, 5 and their like; finer steps where there would be too few."""
+def ticks_between(low: float, high: float) -> Iterator[float]:
+    """Of a logarithmic axis: 1, 2, 5 and their like; finer steps where there would be too few."""
     for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(step / 10 for step in range(10, 100, 2))):
         found = [step * 10**power for power in range(-3, 7) for step in steps if low <= step * 10**power <= high]
         if len(found) >= 4:

@@ -231,15 +231,17 @@ def test_superpixels_grids_and_peers_are_trained_on_the_same_views_and_compared(
     # What is there is not run again.
     compare.main([*command, "--seeds", "0"])
     assert len(seen) == len(trained)
-    threads = torch.get_num_threads()
-    tables.main(["--repeats", "1", "--tables", str(discs), *results])
+    threads, plot = torch.get_num_threads(), discs / "dense.png"
+    tables.main(["--repeats", "1", "--plot", str(plot), "--tables", str(discs), *results])
     torch.set_num_threads(threads)
     text = (discs / "dense.md").read_text()
     assert text.count("| 2 |") == 2 * len(rows) - 1 and text.count("| superpixel_49 − ") == 2 + len(compare.PEER_ROWS)
     # Times are kept where they are not measured again.
     timed = json.loads((discs / "dense.json").read_text())
     assert all(row["batch_8"]["median_ms"] > 0 for row in timed["rows"])
-    tables.main(["--repeats", "0", "--tables", str(discs), *results])
+    tables.main(["--repeats", "0", "--plot", str(plot), "--tables", str(discs), *results])
+    with Image.open(plot) as drawn:
+        assert drawn.size == (1350, 630)
     assert json.loads((discs / "dense.json").read_text()) == timed
     compare.main([*command[:-4], "--epochs", "2", *results, "--seeds", "2"])
     with pytest.raises(ValueError, match="Expected results of one recipe in"):

@@ -257,7 +257,7 @@ def test_labels_do_not_cover_each_other():
 
 @pytest.mark.parametrize(("low", "high"), [(50, 700), (13, 80), (90, 140), (0.02, 900)])
 def test_an_axis_has_a_few_ticks(low, high):
-    ticks = list(frontier_plot._ticks(low, high))
+    ticks = list(frontier_plot.ticks_between(low, high))
     assert 4 <= len(ticks) <= 16 and all(low <= tick <= high for tick in ticks)
     assert ticks == sorted(ticks)
 
