@@ -50,7 +50,7 @@ UPSAMPLINGS = ("bilinear", "nearest")
 KEPT = 1.2
 RECIPE: dict[str, Any] = {
     "side": 160,
-    "epochs": 8,
+    "epochs": 4,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
