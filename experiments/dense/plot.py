@@ -48,17 +48,19 @@ def draw(rows: Sequence[Mapping[str, Any]], batches: Sequence[int], title: str) 
         figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, batch in zip(figure.subplots(1, len(batches), sharey=True, squeeze=False)[0], batches, strict=True):
-            for row in rows:
+            ranked = sorted(rows, key=lambda row: -row[f"batch_{batch}"]["median_ms"])
+            for number, row in enumerate(ranked):
                 name = row["row"]
                 kind = "peer" if name in PEER_ROWS else name.partition("_")[0]
                 colour, marker = _STYLES[kind]
                 place = 1000 / row[f"batch_{batch}"]["median_ms"], 100 * row["iou"]
                 axes.plot(*place, color=colour, marker=marker, linestyle="none", markersize=6.5)
-                axes.annotate(
-                    label_of(name), place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7.5
-                )
+                # Over and under by turns, since neighbours may be near each other.
+                away = (0, -14) if number % 2 else (0, 7)
+                options = {"xytext": away, "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
+                axes.annotate(label_of(name), place, **options)
             axes.set_xscale("log")
-            # Names stand over their points, half of them to each side.
+            # Half of a name stands to each side of its point.
             low, high = axes.get_xlim()[0] / 1.4, axes.get_xlim()[1] * 1.4
             axes.set_xlim(low, high)
             axes.xaxis.set_minor_locator(NullLocator())
