@@ -8,9 +8,9 @@ Figures found with superpixels, with grids and by other networks, from scratch, 
 Stem, encoder, head and training are the same; the regions alone differ. `grid_<K>` interpolates what its tiles say
 between their centres, in training, too (`segmentation_lay_back="bilinear"`); `grid_<K>_nearest` does not.
 `segformer_b0`, `mobilevit_deeplabv3` and `mobilenet_v2_deeplabv3plus` are networks of Transformers. How logits become
-pixels is chosen on the images held out. The test split of ECSSD is measured once, at the
-images' own size: IoU of the figure and F of its border within 2 px, of every image.
-`experiments/results/dense/<row>-seed<n>.json` holds a run; a run whose JSON is there is left out.
+pixels is chosen on the images held out. The test split of ECSSD is measured once, at the images' own size: IoU of the
+figure and F of its border within 2 px, of every image. `experiments/results/dense/<row>-seed<n>.json` holds a run; a
+run whose JSON is there is left out.
 """
 
 from __future__ import annotations

@@ -48,14 +48,13 @@ def draw(rows: Sequence[Mapping[str, Any]], batches: Sequence[int], title: str) 
         figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, batch in zip(figure.subplots(1, len(batches), sharey=True, squeeze=False)[0], batches, strict=True):
-            ranked = sorted(rows, key=lambda row: -row[f"batch_{batch}"]["median_ms"])
-            for number, row in enumerate(ranked):
+            for number, row in enumerate(sorted(rows, key=lambda row: -row["iou"])):
                 name = row["row"]
                 kind = "peer" if name in PEER_ROWS else name.partition("_")[0]
                 colour, marker = _STYLES[kind]
                 place = 1000 / row[f"batch_{batch}"]["median_ms"], 100 * row["iou"]
                 axes.plot(*place, color=colour, marker=marker, linestyle="none", markersize=6.5)
-                # Over and under by turns, since neighbours may be near each other.
+                # Over and under by turns, since rows of like quality may be near each other.
                 away = (0, -14) if number % 2 else (0, 7)
                 options = {"xytext": away, "textcoords": "offset points", "ha": "center", "fontsize": 7.5}
                 axes.annotate(label_of(name), place, **options)
