@@ -47,7 +47,8 @@ def test_plots_from_outside_the_folder_are_part_of_the_site(site: Path) -> None:
     shown = re.findall(
         r"<img[^>]*src=\"([^\"]+\.png)\"", (site / "benchmarks" / "index.html").read_text(encoding="utf-8")
     )
-    assert len(shown) == 2
+    named = re.findall(r"!\[[^]]*\]\((\S+\.png)\)", (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"))
+    assert len(shown) == len(named) > 0
     assert all((site / "benchmarks" / path).resolve().is_file() for path in shown)
 
 
