@@ -377,8 +377,9 @@ def begun(recipe: Recipe, out: Path, begin: Path | None, split: str) -> State:
         state.earlier = [*log.get("earlier", []), *log["history"]]
     if (out / STATE_FILE).is_file():
         log = read_json(out / LOG_FILE)
-        # A log that was written before a field was known has none of it.
-        if {**settings_of(recipe, split), **log["settings"]} != settings_of(recipe, split):
+        # A log that was written before a field was known means its default.
+        there = log["settings"] | {"recipe": asdict(Recipe(**log["settings"]["recipe"]))}
+        if there != settings_of(recipe, split):
             raise ValueError(f"expected the recipe of {out / LOG_FILE}, got another; choose another --out")
         state.earlier = log["earlier"]
         state.load(out / STATE_FILE)

@@ -139,6 +139,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(stand_in, tmp_path, monkeyp
         train.run({tmp_path / "killed": recipe}, tmp_path / "bank", "test", every=1)
     monkeypatch.setattr(train, "train_epoch", whole_epoch)
     # The bank is full: the teacher is asked for the test images alone.
+    log = json.loads((tmp_path / "killed" / "log.json").read_text())
+    # A run of a version that knew of no peers goes on.
+    assert log["settings"]["recipe"].pop("peer") == ""
+    write_json(tmp_path / "killed" / "log.json", log)
     killed_run = train.run({tmp_path / "killed": recipe}, tmp_path / "bank", "test", every=1)
     assert killed_run == {tmp_path / "killed": figures}
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
