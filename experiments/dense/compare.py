@@ -15,7 +15,6 @@ run whose JSON is there is left out.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from experiments.dense.teacher import ECSSD, squashed
 from experiments.frontier.peers import steady_batch_norms
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
+from experiments.teacher.recipe import warmed_cosine
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.segmentation_maps import IGNORED, decode_mask, segmentation_maps_of
 from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes
@@ -142,12 +142,6 @@ def tested(side: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return images, [torch.from_numpy(decode_mask(mask).astype(np.int64)) for mask in rows["mask"]]
 
 
-def rate(step: int, steps: int) -> float:
-    """The share of the learning rate: a linear warm-up, then half a cosine to zero."""
-    warm = RECIPE["warmup"] * steps
-    return step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-
-
 def scaled_box(box: torch.Tensor, seen: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """
     A box (top, left, height, width) of an image of (height, width) `seen`, in whole pixels of one of `size`, which is
@@ -187,7 +181,9 @@ def fit(row: Row, images: torch.Tensor, masks: Sequence[torch.Tensor], recipe: d
     per_epoch = len(images) // batch
     steps = recipe["epochs"] * per_epoch
     optimizer = torch.optim.AdamW(parameter_groups(row.model, recipe["weight_decay"]), lr=recipe["learning_rate"])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmed_cosine(step, recipe["warmup"] * steps, steps)
+    )
     row.model.train()
     total, step = 0.0, 0
     for epoch in range(recipe["epochs"]):

@@ -31,7 +31,7 @@ def draw(rows: Sequence[Mapping[str, Any]], batches: Sequence[int], title: str) 
     A PNG.
 
     Args:
-        rows (sequence of mappings): See `experiments.dense.tables`.
+        rows (sequence of mappings): See `experiments.dense.tables`, the best first.
         batches (sequence of `int`): Batch sizes that were timed.
         title (`str`): Above.
 
@@ -48,7 +48,7 @@ def draw(rows: Sequence[Mapping[str, Any]], batches: Sequence[int], title: str) 
         figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, batch in zip(figure.subplots(1, len(batches), sharey=True, squeeze=False)[0], batches, strict=True):
-            for number, row in enumerate(sorted(rows, key=lambda row: -row["iou"])):
+            for number, row in enumerate(rows):
                 name = row["row"]
                 kind = "peer" if name in PEER_ROWS else name.partition("_")[0]
                 colour, marker = _STYLES[kind]

@@ -30,7 +30,7 @@ from experiments.micro.processes import keep_heap
 from experiments.micro.states import write_state
 from experiments.teacher.efficientnet import SIZE
 from experiments.teacher.mixed import mixed_views
-from experiments.teacher.train import warmed_cosine
+from experiments.teacher.recipe import warmed_cosine
 from focusvit_hf import FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.training.augmentation import AugmentationConfig
 from focusvit_hf.training.averaging import ExponentialMovingAverage

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from experiments.frontier.peers import steady_batch_norms
 from experiments.teacher.bank import NUM_AXES, NUM_LOGITS, PLACES
+from experiments.teacher.recipe import Recipe
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.benchmark.subjects import find_subject
-
-
-if TYPE_CHECKING:
-    from experiments.teacher.train import Recipe
 
 
 NAMES = (

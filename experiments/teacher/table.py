@@ -27,7 +27,7 @@ from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bo
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import unpacked, write_table
 from experiments.teacher.efficientnet import SIZE
-from experiments.teacher.train import LOG_FILE
+from experiments.teacher.train import LOG_FILE, pixels_of
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.utils.environment import environment
 from focusvit_hf.utils.files import read_json, write_json
@@ -65,10 +65,7 @@ def timed(folder: Path, sizes: Mapping[str, int], images: torch.Tensor, repeats:
     rows: dict[str, dict[str, Any]] = {name: {"parameters": model.num_parameters()} for name, model in models.items()}
 
     def subject(name: str, batch: int) -> Callable[[], None]:
-        pixels = images[:batch].float() / 127.5 - 1
-        if sizes[name] != SIZE:
-            side = (sizes[name], sizes[name])
-            pixels = torch.nn.functional.interpolate(pixels, side, mode="bilinear", antialias=True)
+        pixels = pixels_of(images[:batch], sizes[name])
 
         @torch.no_grad()
         def call() -> None:

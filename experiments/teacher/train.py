@@ -32,12 +32,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from itertools import accumulate
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +52,7 @@ from experiments.teacher.bank import Lesson, Teaching
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
 from experiments.teacher.mixed import MixedTeaching
 from experiments.teacher.pupils import NAMES, Peer, Pupil
+from experiments.teacher.recipe import Recipe, rate
 from focusvit_hf import FocusViTImageProcessor
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import distillation_loss
@@ -64,77 +63,6 @@ from focusvit_hf.utils.files import read_json, write_json
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.json"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """
-    How a pupil is trained.
-
-    Args:
-        config (`dict`): Fields of `FocusViTConfig`; none for a peer.
-        stages (list of pairs of `int`): (side of the images in pixels, epochs), one after the other.
-        batch_size, learning_rate, weight_decay, warmup_epochs, ema_decay, seed: Of AdamW, its cosine and the average.
-        views (`int`): Views of each image in the bank; epoch e sees view e mod views. 0: every view is a new one.
-        mix (`float`): Share of the batches that are mixed where every view is new, one half by mixup, one by cutmix.
-        teacher_size (`int`): Side in pixels of what the teacher sees of new views.
-        num_superpixels (list of `int`): What K is drawn from for each batch; empty: the configuration's own.
-        label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
-        temperature (`float`): Of the ten logits; `thousand_temperature` of the 1,000.
-        guided_layer (`int`): Whose tokens the map guides, counted from 1.
-        peer (`str`): A subject of `focusvit benchmark`, such as ResNet-18, that learns in the place of a FocusViT.
-    """
-
-    config: dict[str, Any]
-    stages: list[list[int]]
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_epochs: float = 3.0
-    ema_decay: float = 0.998
-    seed: int = 42
-    views: int = 16
-    mix: float = 0.0
-    teacher_size: int = SIZE
-    num_superpixels: list[int] = field(default_factory=list)
-    label: float = 0.2
-    logits: float = 0.3
-    thousand: float = 0.5
-    guidance: float = 2.0
-    temperature: float = 3.0
-    thousand_temperature: float = 2.0
-    guided_layer: int = 9
-    peer: str = ""
-
-    @classmethod
-    def read(cls, path: Path, **changes: Any) -> Recipe:
-        """From JSON; ValueError for a key that is none."""
-        options = {**read_json(path), **changes}
-        unknown = sorted(options.keys() - {item.name for item in fields(cls)})
-        if unknown:
-            raise ValueError(f"expected fields of a recipe in {path}, got {unknown}")
-        return cls(**options)
-
-    def __post_init__(self) -> None:
-        if self.views and (self.mix or self.teacher_size != SIZE):
-            raise ValueError(f"expected views = 0 with mix or teacher_size, got a bank of {self.views} views")
-        if not self.views and self.guidance:
-            raise ValueError(f"expected guidance = 0 with views = 0, whose maps are not kept, got {self.guidance}")
-        if self.peer and (self.config or self.guidance or self.num_superpixels):
-            raise ValueError(
-                f"expected no config, guidance = 0 and no num_superpixels for the peer {self.peer}, got "
-                f"{self.config}, {self.guidance} and {self.num_superpixels}"
-            )
-
-    @property
-    def epochs(self) -> int:
-        """Of all stages."""
-        return sum(epochs for _, epochs in self.stages)
-
-    def size(self, epoch: int) -> int:
-        """Side of the images of an epoch, counted from 0."""
-        ends = accumulate(epochs for _, epochs in self.stages)
-        return next(size for (size, _), end in zip(self.stages, ends, strict=True) if epoch < end)
 
 
 @dataclass
@@ -180,18 +108,6 @@ class State:
             assert self.average.average is not None
             self.average.average.load_state_dict(content["average"])
         self.epoch, self.history = content["epoch"], content["history"]
-
-
-def warmed_cosine(progress: float, warmup: float, length: float) -> float:
-    """A linear warm-up from 0 to 1, then half a cosine to 0, after `progress` of `length` epochs."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (length - warmup)))
-
-
-def rate(recipe: Recipe, progress: float) -> float:
-    """The learning rate after `progress` epochs."""
-    return recipe.learning_rate * warmed_cosine(progress, recipe.warmup_epochs, recipe.epochs)
 
 
 def losses(
@@ -280,17 +196,22 @@ def train_epoch(
         course.end(time.time() - begin)
 
 
+def pixels_of(images: torch.Tensor, size: int) -> torch.Tensor:
+    """In -1..1, of whole images `(count, 3, 224, 224)`, 8-bit levels, shrunk to `size`."""
+    pixels = images.float() / 127.5 - 1
+    if size != SIZE:
+        pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return pixels
+
+
 @torch.no_grad()
 def measure(model: nn.Module, images: torch.Tensor, size: int, half: bool = True) -> torch.Tensor:
     """Logits of whole images `(count, 3, 224, 224)`, 8-bit levels, shrunk to `size`."""
     model.eval()
     logits = []
     for part in images.split(100):
-        pixels = part.float() / 127.5 - 1
-        if size != SIZE:
-            pixels = nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits.append(model(pixels).logits[:, : len(NAMES)].float())
+            logits.append(model(pixels_of(part, size)).logits[:, : len(NAMES)].float())
     return torch.cat(logits)
 
 
@@ -341,9 +262,10 @@ def run(
             write_log(state, split)
             state.save(state.out / STATE_FILE)
         teaching.keep()
+    exam = Exam(teaching.teacher, data) if split == "test" else None
     figures = {}
     for state in states:
-        figures[state.out], right = finish(state, teaching, split, data)
+        figures[state.out], right = finish(state, exam)
         # What it said of each image lets pupils be compared image by image.
         write_log(state, split, figures=figures[state.out], correct=packed(right.numpy()))
         print(state.out.name, figures[state.out], flush=True)
@@ -409,29 +331,38 @@ def begin_from(folder: Path, pupil: Pupil) -> None:
     pupil.model.load_state_dict(weights, strict=False)
 
 
-def finish(
-    state: State, teaching: Teaching | MixedTeaching, split: str, data: Path
-) -> tuple[dict[str, Any], torch.Tensor]:
+class Exam:
+    """The test images and what the teacher says of them: it is asked once, however many pupils there are."""
+
+    @torch.no_grad()
+    def __init__(self, teacher: nn.Module, data: Path):
+        self._test = load_pictures(data, "test", SIZE)
+        told = torch.cat([teacher(pixels_of(part, SIZE)) for part in self._test.images.split(100)])
+        self._choice = told[:, list(IMAGENETTE_CLASSES)].argmax(dim=1)
+
+    def taken(self, model: nn.Module, size: int) -> tuple[dict[str, float], torch.Tensor]:
+        """The figures of a model at images of `size`, and whether each image `(num_images,)` was right."""
+        answers = measure(model, self._test.images, size, half=False).argmax(dim=1)
+        right = answers == self._test.labels
+        figures = {
+            "test_accuracy": float(right.float().mean()),
+            "teacher_accuracy": float((self._choice == self._test.labels).float().mean()),
+            "agreement": float((answers == self._choice).float().mean()),
+        }
+        return figures, right
+
+
+def finish(state: State, exam: Exam | None) -> tuple[dict[str, float], torch.Tensor]:
     """
-    Saves the averaged model with its processor, and measures it on the test split where nothing was held out, at the
-    size of its last epoch: the figures, and whether each image `(num_images,)` was right.
+    Saves the averaged model with its processor, and measures it at the size of its last epoch, where there is an exam:
+    the figures, and whether each image was right.
     """
     model, recipe = state.pupil.model, state.recipe
-    figures: dict[str, Any] = {}
+    figures: dict[str, float] = {}
     right = torch.zeros(0, dtype=torch.bool)
     with state.average.applied(model):
-        if split == "test":
-            test = load_pictures(data, "test", SIZE)
-            logits = measure(model, test.images, recipe.size(recipe.epochs - 1), half=False)
-            with torch.no_grad():
-                told = torch.cat([teaching.teacher(part.float() / 127.5 - 1) for part in test.images.split(100)])
-            choice = told[:, list(IMAGENETTE_CLASSES)].argmax(dim=1)
-            right = logits.argmax(dim=1) == test.labels
-            figures = {
-                "test_accuracy": float(right.float().mean()),
-                "teacher_accuracy": float((choice == test.labels).float().mean()),
-                "agreement": float((logits.argmax(dim=1) == choice).float().mean()),
-            }
+        if exam is not None:
+            figures, right = exam.taken(model, recipe.size(recipe.epochs - 1))
         model.save_pretrained(state.out)
     if isinstance(state.pupil, Pupil):
         FocusViTImageProcessor.from_model_config(model.config).save_pretrained(state.out)
