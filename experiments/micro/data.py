@@ -65,6 +65,30 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
     return Pictures(tensors["images"], tensors["labels"])
 
 
+def load_images(folder: Path, split: str, size: int, cache: Path = CACHE) -> torch.Tensor:
+    """
+    The images alone of one split of a data set in parquet files, as [`load_pictures`] shrinks them.
+
+    Args:
+        folder (`Path`): The data set; column `image`, whatever the others are.
+        split (`str`): As `datasets` names it, such as `"train"` or `"validation"`.
+
+    Returns:
+        `torch.ByteTensor` of shape `(count, 3, size, size)`, 8-bit levels.
+
+    Raises:
+        ValueError: If there is no such folder or split.
+    """
+    path = cache / f"{folder.name}-{split}-{size}-images.safetensors"
+    if not path.is_file():
+        if not folder.is_dir():
+            raise ValueError(f"expected a folder of parquet files, got {folder}")
+        rows = datasets.load_dataset("parquet", data_dir=str(folder), split=split).select_columns("image")
+        images = np.stack([shrunk(image, size) for image in rows["image"]])
+        write_whole(path, save({"images": torch.from_numpy(images).contiguous()}))
+    return load_file(path)["images"]
+
+
 def shrunk(image: Image.Image, size: int) -> np.ndarray:
     """An image as `(3, size, size)` 8-bit levels, resized as the image processor does."""
     small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)

@@ -37,6 +37,8 @@ WIDTH = NUM_LOGITS + PLACES * NUM_AXES
 CROP = {"scale": (0.25, 1.0), "ratio": (3 / 4, 4 / 3)}
 JITTER = (0.3, 0.3, 0.3)
 SEED = 0
+# The label of an image that has none.
+UNLABELLED = -1
 
 
 def draw_views(images: torch.Tensor, indices: Sequence[int], views: Sequence[int], size: int) -> torch.Tensor:
@@ -70,7 +72,8 @@ class Lesson(NamedTuple):
     Args:
         pixels (`torch.FloatTensor` of shape `(batch_size, 3, size, size)`): In -1..1.
         logits (`torch.FloatTensor` of shape `(batch_size, 1000)`): The teacher's.
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): None where images are mixed.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): None where images are mixed; `UNLABELLED` for
+            an image that has none.
         places (`torch.FloatTensor` of shape `(batch_size, 49, 64)`, *optional*):
             The teacher's map on its main axes, where it is kept.
     """

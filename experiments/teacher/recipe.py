@@ -28,6 +28,8 @@ class Recipe:
         label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
         temperature (`float`): Of the ten logits; `thousand_temperature` of the 1,000.
         guided_layer (`int`): Whose tokens the map guides, counted from 1.
+        unlabelled (list of `str`): More images without labels, where every view is new: folders beside the data set's,
+            each with its split, such as "ecssd/train". An epoch has as many views as without them.
         peer (`str`): A subject of `focusvit benchmark`, such as ResNet-18, that learns in the place of a FocusViT.
     """
 
@@ -50,6 +52,7 @@ class Recipe:
     temperature: float = 3.0
     thousand_temperature: float = 2.0
     guided_layer: int = 9
+    unlabelled: list[str] = field(default_factory=list)
     peer: str = ""
 
     @classmethod
@@ -62,8 +65,13 @@ class Recipe:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        if self.views and (self.mix or self.teacher_size != SIZE):
-            raise ValueError(f"expected views = 0 with mix or teacher_size, got a bank of {self.views} views")
+        if self.views and (self.mix or self.teacher_size != SIZE or self.unlabelled):
+            raise ValueError(
+                f"expected views = 0 with mix, teacher_size or unlabelled, got a bank of {self.views} views"
+            )
+        odd = [name for name in self.unlabelled if name.count("/") != 1]
+        if odd:
+            raise ValueError(f"expected unlabelled images as folder/split, such as ecssd/train, got {odd}")
         if not self.views and self.guidance:
             raise ValueError(f"expected guidance = 0 with views = 0, whose maps are not kept, got {self.guidance}")
         if self.peer and (self.config or self.guidance or self.num_superpixels):

@@ -19,7 +19,8 @@ is in bfloat16. The same command goes on from the last epoch that was finished.
 With `views` = 0 there is no bank: each view is drawn anew, most of them are two images mixed, and the teacher answers
 for what the pupil sees (function matching: Beyer et al. 2022, arXiv 2106.05237). A label has no part in mixed images.
 Several recipes, which differ in their pupils alone, are taught side by side: all see the same views, and the teacher
-answers once.
+answers once. With `unlabelled`, images of other data sets are among the views; the teacher's answers are all that is
+learned of them.
 
 With `num_superpixels` K is drawn for each batch, so that the pupil serves several. A run may begin from a checkpoint
 whose stem has fewer blocks.
@@ -44,11 +45,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from experiments.micro.data import DATA, load_pictures
+from experiments.micro.data import DATA, Pictures, load_images, load_pictures
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import packed
 from experiments.micro.states import write_state
-from experiments.teacher.bank import Lesson, Teaching
+from experiments.teacher.bank import UNLABELLED, Lesson, Teaching
 from experiments.teacher.efficientnet import IMAGENETTE_CLASSES, NAME, SIZE
 from experiments.teacher.mixed import MixedTeaching
 from experiments.teacher.pupils import NAMES, Peer, Pupil
@@ -117,17 +118,24 @@ def losses(
     logits: torch.Tensor,
     places: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """The losses by name, each times its share; that of the labels is 0 where images were mixed and have none."""
+    """The losses by name, each times its share; that of the labels is 0 for images that were mixed or have none."""
     own, thousand, guided = outputs
     ten = logits[:, list(IMAGENETTE_CLASSES)]
     parts = {
-        "label": own.new_zeros(()) if labels is None else recipe.label * soft_cross_entropy(own, labels),
+        "label": own.new_zeros(()) if labels is None else recipe.label * label_loss(own, labels),
         "logits": recipe.logits * distillation_loss(own, ten, recipe.temperature),
         "thousand": recipe.thousand * distillation_loss(thousand, logits, recipe.thousand_temperature),
     }
     if guided is not None and places is not None:
         parts["guidance"] = recipe.guidance * nn.functional.mse_loss(guided.float(), places)
     return parts
+
+
+def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross entropy, a mean over the batch in which an image without a label counts 0."""
+    known = labels != UNLABELLED
+    each = soft_cross_entropy(logits, labels.where(known, labels.new_zeros(())), reduction="none")
+    return each.where(known, each.new_zeros(())).mean()
 
 
 class Course:
@@ -158,9 +166,10 @@ class Course:
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.average.update(state.pupil.model)
-        # Of mixed images the teacher says what is right.
-        told = lesson.labels
-        aims = lesson.logits[:, list(IMAGENETTE_CLASSES)].argmax(dim=1) if told is None else told
+        # Of mixed images, and of those without a label, the teacher says what is right.
+        aims = lesson.logits[:, list(IMAGENETTE_CLASSES)].argmax(dim=1)
+        if lesson.labels is not None:
+            aims = lesson.labels.where(lesson.labels != UNLABELLED, aims)
         self._right += int((outputs[0].argmax(dim=1) == aims).sum())
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) / count
@@ -179,14 +188,15 @@ def train_epoch(
     states: Sequence[State], teaching: Teaching | MixedTeaching, labels: torch.Tensor, rows: torch.Tensor
 ) -> None:
     """
-    One epoch over the images numbered `rows`; its draws are a function of seed and epoch. All pupils, which stand at
-    the same epoch, see the same views.
+    One epoch over the images numbered `rows`, as many as have labels, whichever they are; its draws are a function of
+    seed and epoch. All pupils, which stand at the same epoch, see the same views.
     """
     recipe, epoch = states[0].recipe, states[0].epoch
     torch.manual_seed(recipe.seed * 10_007 + epoch)
     size, begin = recipe.size(epoch), time.time()
     order = rows[torch.randperm(len(rows))]
-    batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
+    count = int((labels[rows] != UNLABELLED).sum()) // recipe.batch_size
+    batches = order[: count * recipe.batch_size].split(recipe.batch_size)
     courses = [Course(state, len(batches)) for state in states]
     for number, indices in enumerate(batches):
         lesson = teaching.lesson(indices, labels[indices], epoch, size)
@@ -238,8 +248,8 @@ def run(
         odd = [name for name, value in asdict(recipe).items() if value != getattr(first, name)]
         if set(odd) - {"config", "peer"}:
             raise ValueError(f"expected recipes that differ in config and peer alone, got {odd} in that of {out}")
-    pictures = load_pictures(data, "train", SIZE)
-    held_out = torch.arange(len(pictures)) % 5 == 0
+    pictures = with_unlabelled(load_pictures(data, "train", SIZE), data, first.unlabelled)
+    held_out = (torch.arange(len(pictures)) % 5 == 0) & (pictures.labels != UNLABELLED)
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
     teaching = (
         MixedTeaching(pictures.images, first.mix, first.teacher_size)
@@ -270,6 +280,16 @@ def run(
         write_log(state, split, figures=figures[state.out], correct=packed(right.numpy()))
         print(state.out.name, figures[state.out], flush=True)
     return figures
+
+
+def with_unlabelled(pictures: Pictures, data: Path, sets: Sequence[str]) -> Pictures:
+    """The labelled images of the data set in the folder `data`, and behind them those of `sets`, see [`Recipe`]."""
+    others = [load_images(data.parent / folder, split, SIZE) for folder, split in (name.split("/") for name in sets)]
+    if not others:
+        return pictures
+    count = sum(map(len, others))
+    labels = torch.cat([pictures.labels, pictures.labels.new_full((count,), UNLABELLED)])
+    return Pictures(torch.cat([pictures.images, *others]), labels)
 
 
 def settings_of(recipe: Recipe, split: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from blobs import SMALLEST, blob_tensors, write_parquet
 from experiments.micro import results as results_module
 from experiments.micro import run as micro
 from experiments.micro import training as micro_training
-from experiments.micro.data import Pictures, load_pictures, training_and_evaluation
+from experiments.micro.data import Pictures, load_images, load_pictures, training_and_evaluation
 from experiments.micro.questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched
 from experiments.micro.regions import detail_tiles, random_regions, region_ids
 from experiments.robustness import checkpoints as robustness_of_checkpoints
@@ -49,6 +49,16 @@ def test_pictures_are_shrunk_once_and_kept(parquet, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)
     again = load_pictures(parquet, "test", 16, tmp_path)
     assert torch.equal(again.images, pictures.images)
+
+
+def test_images_alone_are_loaded_whatever_else_a_data_set_has(parquet, tmp_path):
+    images = load_images(parquet, "test", 16, tmp_path)
+    assert torch.equal(images, load_pictures(parquet, "test", 16, tmp_path).images)
+    assert torch.equal(images, load_images(parquet, "test", 16, tmp_path))
+    with pytest.raises(ValueError, match="expected a folder of parquet files"):
+        load_images(tmp_path / "nowhere", "train", 16, tmp_path)
+    with pytest.raises(ValueError, match="Unknown split"):
+        load_images(parquet, "dusk", 16, tmp_path)
 
 
 def test_what_is_held_out_is_not_trained_on(parquet, tmp_path):

@@ -272,6 +272,41 @@ def test_labels_have_no_part_in_mixed_images():
     assert all(unlabelled[name] == labelled[name] for name in ("logits", "thousand"))
 
 
+def test_images_without_labels_are_learned_from_the_teacher_alone(stand_in, tmp_path, monkeypatch):
+    asked, seen = [], []
+
+    def more(folder, split, size):
+        asked.append((folder, split, size))
+        return torch.full((5, 3, size, size), 255, dtype=torch.uint8)
+
+    losses = train.losses
+
+    def noted(recipe, outputs, labels, logits, places):
+        seen.append(labels)
+        return losses(recipe, outputs, labels, logits, places)
+
+    monkeypatch.setattr(train, "load_images", more)
+    monkeypatch.setattr(train, "losses", noted)
+    recipe = train.Recipe(**{**MIXED, "mix": 0.0, "stages": [[112, 4]], "unlabelled": ["other/train", "more/val"]})
+    train.run({tmp_path / "run": recipe}, None, "validation", every=1, data=tmp_path / "own")
+    assert asked == [(tmp_path / "other", "train", 224), (tmp_path / "more", "val", 224)]
+    # Twelve of the 15 labelled images are learned from, in two batches of six an epoch, the ten others among them.
+    assert len(seen) == 8 and 0 < int((torch.cat(seen) == bank.UNLABELLED).sum()) < 48
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    assert log["settings"]["recipe"]["unlabelled"] == recipe.unlabelled and 0 <= log["history"][-1]["held_out"] <= 1
+
+    own, labels = torch.randn(4, 10, requires_grad=True), torch.tensor([3, bank.UNLABELLED, 7, bank.UNLABELLED])
+    train.label_loss(own, labels).backward()
+    assert own.grad[[0, 2]].abs().sum() > 0 == own.grad[[1, 3]].abs().sum()
+    torch.testing.assert_close(
+        train.label_loss(own, labels), nn.functional.cross_entropy(own[[0, 2]], labels[[0, 2]]) / 2
+    )
+    with pytest.raises(ValueError, match="expected views = 0 with mix, teacher_size or unlabelled"):
+        train.Recipe(**{**RECIPE, "unlabelled": ["other/train"]})
+    with pytest.raises(ValueError, match=r"as folder/split, such as ecssd/train, got \['other'\]"):
+        train.Recipe(**{**MIXED, "unlabelled": ["other"]})
+
+
 def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_interrupted(
     stand_in, tmp_path, monkeypatch
 ):
@@ -352,7 +387,7 @@ def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
         train.run({tmp_path / "run": train.Recipe(**RECIPE)}, None, "test", every=1)
     with pytest.raises(ValueError, match=r"expected --bank with views > 0 and only then, got .* and 0 views"):
         train.run({tmp_path / "run": train.Recipe(**MIXED)}, tmp_path / "bank", "test", every=1)
-    with pytest.raises(ValueError, match="expected views = 0 with mix or teacher_size, got a bank of 1 views"):
+    with pytest.raises(ValueError, match="teacher_size or unlabelled, got a bank of 1 views"):
         train.Recipe(**{**RECIPE, "mix": 0.5})
     with pytest.raises(ValueError, match="expected guidance = 0 with views = 0"):
         train.Recipe(**{**MIXED, "guidance": 2.0})
