@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from experiments.dense.compare import PEER_ROWS, QUESTION, Row
-from experiments.dense.plot import draw
 from experiments.dense.speed import call_of, photograph
+from experiments.frontier.panels import GRID, OURS, PEER, Point, draw
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
@@ -37,6 +37,7 @@ CONTROLS = ("grid_49", "grid_49_nearest", "grid_196", "grid_400", *PEER_ROWS)
 KINDS = ("iou", "boundary_f")
 BATCHES, THREADS, WARMUP = (1, 8), 2, 2
 TITLE = "Figures of ECSSD, all trained alike: {side} px, {epochs} epochs"
+STYLES = {"superpixels": OURS, "regular grid, same stem": GRID, "others in Transformers": PEER}
 
 Runs = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
@@ -132,6 +133,18 @@ def markdown(rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[st
     return "\n".join(lines) + "\n"
 
 
+def point_of(row: Mapping[str, Any]) -> Point:
+    """A row of the table in the drawing."""
+    name, speed = row["row"], {batch: 1000 / row[f"batch_{batch}"]["median_ms"] for batch in BATCHES}
+    own, grid, peer = STYLES
+    if name in PEER_ROWS:
+        return Point(PEER_ROWS[name], peer, 100 * row["iou"], speed)
+    kind, _, rest = name.partition("_")
+    is_grid = kind == "grid"
+    label = f"{rest.replace('_', ', ')} {'tiles' if is_grid else 'superpixels'}"
+    return Point(label, grid if is_grid else own, 100 * row["iou"], speed)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes the table."""
     parser = parser_of(__doc__)
@@ -154,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = {**about, "timing": timing, "rows": rows, "comparisons": comparisons}
     write_table(arguments.tables, QUESTION, content, markdown(rows, comparisons))
     if all(f"batch_{batch}" in row for row in rows for batch in BATCHES):
-        write_whole(arguments.plot, draw(rows, BATCHES, TITLE.format(**first["recipe"])))
+        points = [point_of(row) for row in rows]
+        write_whole(arguments.plot, draw(points, STYLES, "IoU of the figure, %", TITLE.format(**first["recipe"])))
 
 
 if __name__ == "__main__":

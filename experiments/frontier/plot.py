@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.frontier.axes import Name, name_points, ticks_between
 from experiments.frontier.rows import DENSE, FAMILIES, GRID, GRID_LATENT, LARGER, LATENT, OURS, PEERS, WIDER
 from focusvit_hf.benchmark.plots import DPI, STYLE, require_matplotlib
 
@@ -28,12 +29,6 @@ _MARKER_SIZES = {OURS: 6.5, LATENT: 6.5, **dict.fromkeys(WIDER.values(), 8.0)}
 # Inches: at 900 pixels of a README, writing of 9 points is 12 pixels high.
 _SIZE = (9.0, 5.6)
 _NOTE = "numbers: tokens of a picture; bars: 95 % intervals of the accuracy; bold: on the frontier"
-# From a point to the nearest edge of its label, in points of type: the best places first.
-_OFFSETS = [
-    (x * step, y * step)
-    for step in (6, 10, 16)
-    for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
-]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], batch: str, title: str, foot: str) -> bytes:
@@ -77,7 +72,7 @@ def draw(rows: Sequence[Mapping[str, Any]], batch: str, title: str, foot: str) -
         figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        _name_points(figure, axes, shown, batch)
+        name_points(figure, axes, [_name(row, batch) for row in shown])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -85,6 +80,12 @@ def draw(rows: Sequence[Mapping[str, Any]], batch: str, title: str, foot: str) -
 
 def _places(rows: Sequence[Mapping[str, Any]], batch: str) -> tuple[list[float], list[float]]:
     return [row["speed"][batch]["median"] for row in rows], [100 * row["accuracy"]["mean"] for row in rows]
+
+
+def _name(row: Mapping[str, Any], batch: str) -> Name:
+    (speed,), (accuracy,) = _places([row], batch)
+    is_best = row["frontier"][batch]
+    return Name(row["label"], (speed, accuracy), _COLOURS[row["family"]], 9 if is_best else 7.5, is_best)
 
 
 def _draw_family(axes: Any, rows: Sequence[Mapping[str, Any]], family: str, batch: str) -> None:
@@ -111,61 +112,3 @@ def _finish_axes(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> No
     axes.set_axisbelow(True)
     axes.set_xlabel(f"pictures a second, JPEG to class, batch {batch} (logarithmic): faster to the right")
     axes.set_ylabel("accuracy on the test split, %")
-
-
-def ticks_between(low: float, high: float) -> Iterator[float]:
-    """Of a logarithmic axis: 1, 2, 5 and their like; finer steps where there would be too few."""
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(step / 10 for step in range(10, 100, 2))):
-        found = [step * 10**power for power in range(-3, 7) for step in steps if low <= step * 10**power <= high]
-        if len(found) >= 4:
-            break
-    yield from found
-
-
-def _name_points(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> None:
-    """Puts each label where it covers least of the points, of the labels before it, and of what is outside."""
-    from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
-
-    # Boxes are in pixels, of which a point of type has so many.
-    scale = figure.dpi / 72
-    places = list(zip(*_places(rows, batch), strict=True))
-    radius = 4 * scale
-    taken = [Bbox([(x - radius, y - radius), (x + radius, y + radius)]) for x, y in axes.transData.transform(places)]
-    inside = axes.get_window_extent()
-    # The best points choose first.
-    for number in sorted(range(len(rows)), key=lambda number: not rows[number]["frontier"][batch]):
-        row = rows[number]
-        is_best = row["frontier"][batch]
-        text = axes.annotate(
-            row["label"],
-            places[number],
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=9 if is_best else 7.5,
-            fontweight="bold" if is_best else "normal",
-            color=_COLOURS[row["family"]],
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-        )
-        box = text.get_window_extent()
-        boxes = {}
-        for x, y in _OFFSETS:
-            # From the point to the nearest edge of the writing, and on to its middle.
-            shift = x + _sign(x) * box.width / 2 / scale, y + _sign(y) * box.height / 2 / scale
-            boxes[shift] = box.translated(shift[0] * scale, shift[1] * scale)
-        best = min(boxes, key=lambda shift: _covered(boxes[shift], taken, inside))
-        text.set_position(best)
-        taken.append(boxes[best])
-
-
-def _covered(box: Any, taken: Sequence[Any], inside: Any) -> float:
-    """Pixels of a box that others have taken, or that lie outside."""
-    overlaps = (box.intersection(box, other) for other in (*taken, inside))
-    *covered, shown = (0.0 if overlap is None else overlap.width * overlap.height for overlap in overlaps)
-    return sum(covered) + box.width * box.height - shown
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

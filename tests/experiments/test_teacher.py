@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import ViTForImageClassification
@@ -445,7 +446,20 @@ def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_u
 
     monkeypatch.setattr(table, "load_pictures", pictures)
     threads = torch.get_num_threads()
-    options = ["--name", "taught", "--repeats", "1", "--tables", str(tmp_path), "--results", str(tmp_path / "results")]
+    known = [{"name": "Theirs", "accuracy": {"mean": 0.25}}, {"name": "another", "accuracy": {"mean": 0.5}}]
+    write_json(tmp_path / "frontier.json", {"rows": known})
+    extra = ["--scratch", str(tmp_path / "frontier.json"), "--plot", str(tmp_path / "taught.png")]
+    options = [
+        *extra,
+        "--name",
+        "taught",
+        "--repeats",
+        "1",
+        "--tables",
+        str(tmp_path),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     table.main([str(tmp_path / "runs"), "--subject", "theirs", *options])
     torch.set_num_threads(threads)
     first, second = json.loads((tmp_path / "taught.json").read_text())["rows"]
@@ -458,6 +472,9 @@ def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_u
     assert second["parameters"] == model.num_parameters() and second["batch_32"]["median_ms"] > 0
     lines = (tmp_path / "taught.md").read_text().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| theirs | ") and "(1.00 times)" in lines[2]
+    assert first["scratch"] == 0.25 and "scratch" not in second and "| 25.0 |" in lines[2] and "|  |" in lines[3]
+    with Image.open(tmp_path / "taught.png") as drawn:
+        assert drawn.size == (1350, 630)
     with pytest.raises(ValueError, match=r"Expected --subject to be one of \['ours', 'theirs'\], got 'others'"):
         table.main([str(tmp_path / "runs"), "--subject", "others", *options])
     with pytest.raises(ValueError, match=r"Expected runs in .*results that ended with the test images, got none"):
