@@ -68,7 +68,7 @@ def speed(subjects: dict[str, Subject], size: int, repeats: int) -> dict[str, An
         times = {name: summary(values, batch_size) for name, values in seconds.items()}
         first = times[next(iter(subjects))]["median_ms"]
         faster = {name: first / values["median_ms"] for name, values in times.items()}
-        result[f"batch {batch_size}"] = {"milliseconds_a_picture": times, "times_faster": faster}
+        result[f"batch {batch_size}"] = {"milliseconds_per_image": times, "times_faster": faster}
     return result
 
 

@@ -21,7 +21,7 @@ import torch
 from focusvit_hf.benchmark.floor import check_plausible, measure_machine, model_floor
 from focusvit_hf.benchmark.report import report
 from focusvit_hf.benchmark.run import Plan, Setting, measure
-from focusvit_hf.benchmark.subjects import find_subject, sample_pictures
+from focusvit_hf.benchmark.subjects import find_subject, sample_images
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.cli.arguments import count, device
 from focusvit_hf.utils.environment import environment
@@ -56,7 +56,7 @@ def runs(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 warmup=2,
             )
             title = f"{name}, {'compiled' if compiled else 'eager'}"
-            found[title] = measure(plan, sample_pictures())
+            found[title] = measure(plan, sample_images())
             print(f"## {title}\n\n{report(found[title])}\n", flush=True)
     return found
 

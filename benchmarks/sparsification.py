@@ -18,7 +18,7 @@ import torch
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.benchmark.report import report
 from focusvit_hf.benchmark.run import Plan, Setting, measure
-from focusvit_hf.benchmark.subjects import FOCUSVIT_SPARSE, Subject, find_subject, sample_pictures
+from focusvit_hf.benchmark.subjects import FOCUSVIT_SPARSE, Subject, find_subject, sample_images
 from focusvit_hf.utils.files import write_json
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for table in args.tables:
-        result = measure(plan_of(table, args.batch_sizes, args.repeats), sample_pictures())
+        result = measure(plan_of(table, args.batch_sizes, args.repeats), sample_images())
         print(table, report(result), sep="\n", flush=True)
         if args.out:
             write_json(args.out / f"sparsification-{table}-cpu.json", result)

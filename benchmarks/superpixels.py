@@ -53,7 +53,7 @@ def realisable(count: int, height: int, width: int) -> int:
         except ValueError:
             continue
         return candidate
-    raise ValueError(f"Expected a picture that takes a superpixel, got {height} x {width} cells.")
+    raise ValueError(f"Expected an image that takes a superpixel, got {height} x {width} cells.")
 
 
 def quality(folder: Path, split: str, asked: list[int], limit: int | None) -> dict:
@@ -100,7 +100,7 @@ def speed(repeats: int) -> dict:
     result = {name: summary(values, 4 if "skimage" in name else 32) for name, values in seconds.items()}
     base = result["torch, K=49"]["median_ms"]
     ratios = {f"{name} / torch, K=49": values["median_ms"] / base for name, values in result.items()}
-    return {"iterations": ITERATIONS, "milliseconds_a_picture": result, "ratios": ratios}
+    return {"iterations": ITERATIONS, "milliseconds_per_image": result, "ratios": ratios}
 
 
 def main() -> None:

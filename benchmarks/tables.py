@@ -97,7 +97,7 @@ def measured(result: Mapping[str, Any]) -> str:
 
 def superpixels(result: Mapping[str, Any]) -> str:
     """The block `superpixels`."""
-    times, ratios = (result["speed_224px"][name] for name in ("milliseconds_a_picture", "ratios"))
+    times, ratios = (result["speed_224px"][name] for name in ("milliseconds_per_image", "ratios"))
     accuracies = [
         f"{scores['torch']:.3f} against {scores['skimage']:.3f} (grid {scores['grid']:.3f}) at "
         f"{scores['segments_skimage']:.0f}"

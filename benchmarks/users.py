@@ -34,7 +34,7 @@ from transformers import ViTImageProcessorPil, pipeline
 
 from focusvit_hf.benchmark.floor import check_plausible, measure_machine, model_floor, shortest
 from focusvit_hf.benchmark.runtimes import one_session_at_a_time, write_graph
-from focusvit_hf.benchmark.subjects import batch_of, find_subject, sample_pictures
+from focusvit_hf.benchmark.subjects import batch_of, find_subject, sample_images
 from focusvit_hf.benchmark.timing import interleaved, summary
 from focusvit_hf.benchmark.user_rows import BATCH, FULL, LATENT, LEVIT, SUBJECTS, TITLES, VIT, Row, table
 from focusvit_hf.utils.environment import environment
@@ -153,7 +153,7 @@ def answers(model: Any, processor: Any, images: list[Any]) -> torch.Tensor:
 
 def pipelines(batch: int, repeats: int) -> Row:
     """Transformers' pipeline from decoded images, beside the image processor and the model called on the list."""
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in batch_of(sample_pictures(), batch)]
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in batch_of(sample_images(), batch)]
     calls: Calls = {}
     for name in SUBJECTS:
         model, processor = built(name, 224)
@@ -201,7 +201,7 @@ def files_to_classes(files: list[bytes], repeats: int) -> Row:
 
 def photograph() -> bytes:
     """A JPEG file of twelve megapixels, with the grain of a small sensor."""
-    sample = Image.open(io.BytesIO(sample_pictures()[0])).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
+    sample = Image.open(io.BytesIO(sample_images()[0])).resize(PHOTOGRAPH, Image.Resampling.BICUBIC)
     grain = np.random.default_rng(0).normal(0, 4, (PHOTOGRAPH[1], PHOTOGRAPH[0], 1))
     buffer = io.BytesIO()
     noisy = (np.asarray(sample) + grain).clip(0, 255).astype(np.uint8)
@@ -241,7 +241,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], Row]] = {
     "compiled": lambda options: pixels_to_logits(SUBJECTS, 224, 1, FLOAT32, options.repeats, compiled=True),
     "pipeline": lambda options: pipelines(BATCH, options.repeats),
     "pipeline-single": lambda options: pipelines(1, options.repeats),
-    "jpeg": lambda options: files_to_classes(batch_of(sample_pictures(), BATCH), options.repeats),
+    "jpeg": lambda options: files_to_classes(batch_of(sample_images(), BATCH), options.repeats),
     "photograph": of_a_phone,
     "448": lambda options: pixels_to_logits(SUBJECTS, 448, 4, FLOAT32, options.repeats),
     "896": lambda options: pixels_to_logits(SUBJECTS, 896, 1, FLOAT32, options.repeats),

@@ -81,7 +81,7 @@ def test_image_classification_pipeline(checkpoint, pictures, batch_size):
         assert [entry["score"] for entry in answer] == sorted((entry["score"] for entry in answer), reverse=True)
 
 
-def test_a_pipeline_takes_one_picture_and_a_path(checkpoint, pictures, tmp_path):
+def test_a_pipeline_takes_one_image_and_a_path(checkpoint, pictures, tmp_path):
     classify = pipeline("image-classification", model=str(checkpoint))
     path = tmp_path / "picture.png"
     pictures[0].save(path)

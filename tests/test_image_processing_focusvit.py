@@ -96,7 +96,7 @@ def test_pixel_values_equal_vits(cat, options):
     assert (difference < 1.001).float().mean() > 0.999 and (difference < 0.001).float().mean() > 0.97
 
 
-def test_ids_are_slic_on_the_resized_picture(cat):
+def test_ids_are_slic_on_the_resized_image(cat):
     processor = FocusViTImageProcessor(
         num_superpixels=(6, 8), superpixel_compactness=20.0, superpixel_iterations=3, superpixel_cell_size=8
     )
@@ -133,7 +133,7 @@ def test_a_batch_equals_its_singles(processor):
         assert torch.equal(single.superpixel_ids[0], batch.superpixel_ids[index])
 
 
-def test_pictures_of_several_sizes_keep_their_order(processor):
+def test_images_of_several_sizes_keep_their_order(processor):
     pictures = [noise(32, 48, seed=0), noise(16, 16, seed=1), noise(32, 48, seed=2)]
     output = processor(pictures, do_resize=False, num_superpixels=(2, 2))
     assert [ids.shape for ids in output.superpixel_ids] == [(16, 24), (8, 8), (16, 24)]
@@ -215,7 +215,7 @@ def test_every_kind_of_input_gives_the_same(processor):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("do_resize", [True, False])
-def test_floats_in_0_to_1_equal_their_8_bit_picture(processor, dtype, do_resize):
+def test_floats_in_0_to_1_equal_their_8_bit_image(processor, dtype, do_resize):
     picture = noise(32, 32)
     reference = processor(picture, do_resize=do_resize, return_tensors="pt")
     scaled = (picture / 255).astype(dtype)
@@ -233,7 +233,7 @@ def test_batches_and_nested_lists_are_opened(processor):
         assert torch.equal(output.superpixel_ids, reference.superpixel_ids)
 
 
-def test_grey_pictures_have_three_equal_channels(processor):
+def test_grey_images_have_three_equal_channels(processor):
     grey = noise(20, 30, channels=1)[..., 0]
     forms = [grey, grey[None], grey[..., None], torch.from_numpy(grey), Image.fromarray(grey)]
     output = processor(forms, return_tensors="pt")
@@ -288,7 +288,7 @@ def test_input_data_format_settles_doubt(processor):
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]),
     seed=st.integers(0, 99),
 )
-def test_pil_pictures_of_any_mode_and_size(height, width, mode, seed):
+def test_pil_images_of_any_mode_and_size(height, width, mode, seed):
     processor = FocusViTImageProcessor(**TINY)
     picture = Image.fromarray(noise(height, width, seed=seed))
     picture = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)

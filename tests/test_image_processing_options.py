@@ -77,14 +77,14 @@ def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, l
         (np.zeros((8, 8, 7), np.uint8), "plainly that of 1, 3 or 4 channels"),
     ],
 )
-def test_bad_pictures_are_named(processor, picture, message):
+def test_bad_images_are_named(processor, picture, message):
     with pytest.raises(ValueError, match=message) as caught:
         processor([noise(8, 8), picture])
     assert "Image 1 of the batch" in str(caught.value)
 
 
 @pytest.mark.parametrize("nothing", [[], [[]], np.zeros((0, 3, 8, 8), np.uint8)])
-def test_no_picture_at_all(processor, nothing):
+def test_no_image_at_all(processor, nothing):
     with pytest.raises(ValueError, match="Expected at least one image"):
         processor(nothing)
 
@@ -116,14 +116,14 @@ def test_an_unknown_option_fails_as_in_the_library(processor):
 
 
 @pytest.mark.parametrize("size", [{"height": 1, "width": 1}, {"height": 1, "width": 2}])
-def test_a_picture_of_one_pixel_is_enlarged(processor, size):
+def test_a_image_of_one_pixel_is_enlarged(processor, size):
     picture = Image.new("RGB", (size["width"], size["height"]), (255, 0, 0))
     output = processor(picture, return_tensors="pt")
     assert (output.pixel_values[0, 0] == 1).all() and (output.pixel_values[0, 1:] == -1).all()
     assert_owned(output.superpixel_ids, 16)
 
 
-def test_a_misfit_of_cells_shows_before_pictures_are_decoded(processor):
+def test_a_misfit_of_cells_shows_before_images_are_decoded(processor):
     damaged = Image.open(io.BytesIO(jpeg(1500)))
     with pytest.raises(ValueError, match=r"cell of 2 pixels divides, got 33 x 33 .*do_superpixels=False"):
         processor(damaged, size=33)
@@ -192,7 +192,7 @@ def test_a_misspelt_option_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mirrored", ["bgr", "upside_down", "left_right", "turned"])
 @pytest.mark.parametrize("do_resize", [True, False])
-def test_mirrored_views_are_pictures(processor, mirrored, do_resize):
+def test_mirrored_views_are_images(processor, mirrored, do_resize):
     picture = np.asarray(noise(16, 16))
     view = {
         "bgr": picture[..., ::-1],
@@ -314,7 +314,7 @@ def test_models_without_superpixels_get_none(pooling):
         FocusViTImageProcessor().validate_against_config(config)
 
 
-def test_grey_models_get_grey_pictures():
+def test_grey_models_get_grey_images():
     config = FocusViTConfig(num_channels=1, image_mean=[0.5], image_std=[0.5])
     processor = FocusViTImageProcessor.from_model_config(config)
     processor.validate_against_config(config)

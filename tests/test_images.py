@@ -63,7 +63,7 @@ def test_grey_modes_become_grey_rgb(mode):
     assert np.abs(converted.astype(int) - grey[..., None]).max() <= 1
 
 
-def test_bilevel_pictures_become_black_and_white():
+def test_bilevel_images_become_black_and_white():
     picture = Image.fromarray(np.array([[True, False], [False, True]]))
     assert picture.mode == "1"
     for do_convert_rgb in (True, False):
@@ -73,7 +73,7 @@ def test_bilevel_pictures_become_black_and_white():
 
 
 @pytest.mark.parametrize("order", ["I;16", "I;16B"])
-def test_16_bit_pictures_are_scaled_not_clipped(order):
+def test_16_bit_images_are_scaled_not_clipped(order):
     levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
     picture = Image.fromarray(levels * 257)
     if order == "I;16B":
@@ -116,7 +116,7 @@ def test_transparency_is_laid_over_white():
     np.testing.assert_array_equal(np.asarray(from_pil(palette, True)), [[[255] * 3, [1] * 3]])
 
 
-def test_an_rgb_picture_is_not_copied():
+def test_an_rgb_image_is_not_copied():
     picture = Image.fromarray(COLOURS)
     assert from_pil(picture, do_convert_rgb=True) is picture
 
@@ -175,7 +175,7 @@ def test_bad_arrays_are_refused(bad, message):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 70000.0])
-def test_bad_values_of_pil_pictures_are_refused(value):
+def test_bad_values_of_pil_images_are_refused(value):
     with pytest.raises(ValueError, match="expected"):
         from_pil(Image.fromarray(np.full((2, 2), value, np.float32)), do_convert_rgb=True)
 
@@ -211,7 +211,7 @@ def test_decode_finds_damage_early():
         decode_image(truncated_jpeg())
 
 
-def test_decode_refuses_empty_pictures_and_bombs_before_decoding(monkeypatch):
+def test_decode_refuses_empty_images_and_bombs_before_decoding(monkeypatch):
     with pytest.raises(ValueError, match="expected an image with pixels, got 0 x 3"):
         decode_image(Image.new("RGB", (0, 3)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
@@ -274,7 +274,7 @@ def test_resizing_a_photograph_is_within_a_grey_level_of_pil(cat, size, filter_n
         assert difference.max() <= 1 and (difference == 0).mean() > 0.97
 
 
-def test_resizing_reads_the_memory_of_a_picture_without_a_warning(cat, recwarn):
+def test_resizing_reads_the_memory_of_a_image_without_a_warning(cat, recwarn):
     before = np.array(cat)
     resize(cat, SizeDict(height=20, width=30), Image.Resampling.BILINEAR)
     assert not recwarn.list
@@ -285,7 +285,7 @@ def test_resizing_reads_the_memory_of_a_picture_without_a_warning(cat, recwarn):
 @given(
     height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3, 4]), seed=st.integers(0, 99)
 )
-def test_resizing_an_array_equals_resizing_the_picture(height, width, channels, seed):
+def test_resizing_an_array_equals_resizing_the_image(height, width, channels, seed):
     array = np.random.default_rng(seed).integers(0, 256, (channels, height, width), dtype=np.uint8)
     picture = Image.fromarray(array[0] if channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     size = SizeDict(height=13, width=9)

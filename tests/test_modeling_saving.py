@@ -140,7 +140,7 @@ def test_initializer_range_scales_what_lies_on_the_stream(tiny_config):
         assert 6 < ratio < 16, name
 
 
-def test_the_stem_keeps_the_variance_of_the_picture(tiny_config, photographs):
+def test_the_stem_keeps_the_variance_of_the_image(tiny_config, photographs):
     torch.manual_seed(0)
     options = {"image_size": 224, "patch_size": 16, "num_superpixels": 49, "hidden_size": 64, "stem_channels": 32}
     model = FocusViTModel(tiny_config(**options, initializer_range=0.02))

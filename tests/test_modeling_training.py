@@ -163,7 +163,7 @@ def test_loss_of_a_regression(tiny_model, pixels, labels):
 # Dropout and stochastic depth.
 
 
-def test_stochastic_depth_drops_branches_of_pictures_and_keeps_the_mean():
+def test_stochastic_depth_drops_branches_of_images_and_keeps_the_mean():
     drop_path = FocusViTDropPath(0.25).train()
     states = torch.rand(20000, 3, 2) + 1
     dropped = drop_path(states)

@@ -105,7 +105,7 @@ def test_geometry_of_photographs_equals_the_plain_reference(photographs):
     np.testing.assert_allclose(geometry(ids, 49)[0], reference.geometry(ids[0].numpy(), 49), atol=2e-6)
 
 
-def test_geometry_of_the_whole_picture_and_of_its_quarters():
+def test_geometry_of_the_whole_image_and_of_its_quarters():
     whole = geometry(torch.zeros(1, 6, 10, dtype=torch.int64), 1)
     torch.testing.assert_close(whole[0, 0], torch.tensor([0.5, 0.5, 1.0, 1 / 12, 1 / 12]))
     quarters = geometry(tile_ids((2, 2), 6, 10)[None], 4)[0]

@@ -62,7 +62,7 @@ COMPACTNESS = st.sampled_from([1e-3, 0.1, 1.0, 10.0, 20.0, 300.0, 1e4])
 
 @settings(max_examples=150)
 @given(data=st.data(), kind=st.sampled_from(KINDS), cell=st.integers(1, 4), compactness=COMPACTNESS)
-def test_every_superpixel_owns_a_cell_of_any_picture(data, kind, cell, compactness):
+def test_every_superpixel_owns_a_cell_of_any_image(data, kind, cell, compactness):
     height, width = data.draw(st.integers(5, 41)), data.draw(st.integers(5, 41))
     number = data.draw(st.sampled_from(layable(height, width) or [(2, 2)]))
     image = picture(kind, height * cell, width * cell, data.draw(st.integers(0, 99)))

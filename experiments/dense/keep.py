@@ -65,7 +65,7 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         find: Any = pipeline("image-segmentation", model=str(folder), dtype=torch.float32)
         figures = measured(find, rows)
         log["figures"] = {**log["figures"], **{f"test_{name}": value for name, value in figures.items()}}
-        log["pictures"] = {**log["pictures"], "test": len(rows)}
+        log["images"] = {**log["images"], "test": len(rows)}
         write_json(folder / LOG_FILE, log)
         record = TrainingRecord.from_log(log)
         card = str(model_card(find.model, target.name, location=f"model_cards/{target.name}", record=record))

@@ -1,4 +1,4 @@
-"""The frontier as a plot: accuracy against images a second, families in colours, every point named."""
+"""The frontier as a plot: accuracy against images per second, families in colours, every point named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MARKERS |= {wider: _MARKERS[family] for family, wider in WIDER.items()}
 _MARKER_SIZES = {OURS: 6.5, LATENT: 6.5, **dict.fromkeys(WIDER.values(), 8.0)}
 # Inches: at 900 pixels of a README, writing of 9 points is 12 pixels high.
 _SIZE = (9.0, 5.6)
-_NOTE = "numbers: tokens of a picture; bars: 95 % intervals of the accuracy; bold: on the frontier"
+_NOTE = "numbers: tokens of an image; bars: 95 % intervals of the accuracy; bold: on the frontier"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], batch: str, title: str, foot: str) -> bytes:
@@ -110,5 +110,5 @@ def _finish_axes(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> No
     axes.set_xticks(ticks := list(ticks_between(low, high)), [f"{tick:g}" for tick in ticks])
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"pictures a second, JPEG to class, batch {batch} (logarithmic): faster to the right")
+    axes.set_xlabel(f"images per second, JPEG to class, batch {batch} (logarithmic): faster to the right")
     axes.set_ylabel("accuracy on the test split, %")

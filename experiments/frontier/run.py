@@ -106,7 +106,7 @@ def table(rows: Sequence[Row], measured: Mapping[str, Any]) -> list[dict[str, An
 
     Returns:
         `list[dict]`, the fastest first: `name, family, label, tokens, parameters, seeds`, `accuracy` (mean, low,
-        high), and by batch size, as text, `speed` (images a second from JPEG to class: median, quartiles; `model`:
+        high), and by batch size, as text, `speed` (images per second from JPEG to class: median, quartiles; `model`:
         from pixels to logits) and `frontier`: whether no other row is as fast and as accurate, and one of them more.
 
     Raises:
@@ -168,10 +168,10 @@ def is_best(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], batch: st
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table to read: accuracies in %, images a second with quartiles; what is on the frontier bold."""
+    """The rows as a table to read: accuracies in %, images per second with quartiles; what is on the frontier bold."""
     batches = sorted({batch for row in rows for batch in row["speed"]}, key=int, reverse=True)
     head = ["row", "family", "tokens", "parameters", "seeds", "accuracy (95 %)"]
-    head += [f"pictures a second, batch {batch}" for batch in batches] + [f"model alone, batch {batches[0]}"]
+    head += [f"images per second, batch {batch}" for batch in batches] + [f"model alone, batch {batches[0]}"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         mean, low, high = (100 * row["accuracy"][key] for key in ("mean", "low", "high"))

@@ -223,7 +223,7 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
         dataset_id="frgfm/imagenette",
         license="apache-2.0",
         command=command,
-        pictures={"train": 5000, "test": images},
+        images={"train": 5000, "test": images},
         evaluation_split="test",
         figures={key: value for key, value in log["figures"].items() if key.startswith("test_")},
         hyperparameters=given,

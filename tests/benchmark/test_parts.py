@@ -51,7 +51,7 @@ def test_controls_have_no_superpixels_to_time(pooling, tiny_model):
     assert torch.equal(subjects["whole_path"](), subjects["pixels_to_logits"]().argmax(-1))
 
 
-def test_time_split_of_two_systems_is_milliseconds_a_picture(systems, monkeypatch):
+def test_time_split_of_two_systems_is_milliseconds_a_image(systems, monkeypatch):
     seconds = {}
 
     def fixed(subjects, repeats, warmup, device):
@@ -76,7 +76,7 @@ def test_time_split_measures(systems):
     assert all(times["median_ms"] > 0 for parts in split.values() for times in parts.values())
 
 
-def test_encoded_pictures_are_decoded_on_the_path(systems):
+def test_encoded_images_are_decoded_on_the_path(systems):
     model, processor = systems["focusvit"]
     files = [jpeg(Image.fromarray(chelsea())), jpeg(Image.fromarray(chelsea()[:, ::-1]).convert("L"))]
     subjects = split_subjects(model, processor, files)

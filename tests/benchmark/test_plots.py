@@ -18,7 +18,7 @@ def result():
 
 
 @pytest.mark.parametrize("settings", [{"224", "448", "896"}, {"224"}], ids=["lines", "bars"])
-def test_three_readable_pictures(settings, result, tmp_path):
+def test_three_readable_images(settings, result, tmp_path):
     result["rows"] = [row for row in result["rows"] if str(row["resolution"]) in settings]
     assert draw_plots(result, tmp_path / "plots") == [tmp_path / "plots" / name for name in NAMES]
     for name in NAMES:

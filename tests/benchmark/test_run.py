@@ -6,7 +6,7 @@ import torch
 from focusvit_hf.benchmark import run as benchmark_run
 from focusvit_hf.benchmark.parts import PARTS
 from focusvit_hf.benchmark.run import Plan, Setting, measure
-from focusvit_hf.benchmark.subjects import Subject, find_subject, sample_pictures
+from focusvit_hf.benchmark.subjects import Subject, find_subject, sample_images
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def no_processes(monkeypatch):
 def test_every_subject_setting_and_part_has_a_row(subjects, no_processes):
     settings = [Setting("inference", 32, 1), Setting("inference", 64, 2), Setting("training", 32, 2)]
     plan = Plan(subjects, settings, "control", repeats=2, warmup=1)
-    result = json.loads(json.dumps(measure(plan, sample_pictures())))
+    result = json.loads(json.dumps(measure(plan, sample_images())))
     assert not result["failures"]
     rows = {
         (row["subject"], row["mode"], row["resolution"], row["batch_size"], row["part"]): row for row in result["rows"]
@@ -52,7 +52,7 @@ def test_every_subject_setting_and_part_has_a_row(subjects, no_processes):
     assert list(rows) == expected
     for key, row in rows.items():
         assert 0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"]
-        assert row["pictures_per_second"] == pytest.approx(1000 / row["median_ms"])
+        assert row["images_per_second"] == pytest.approx(1000 / row["median_ms"])
         base = rows.get(("control", *key[1:]))
         assert row["times_faster"] == (pytest.approx(base["median_ms"] / row["median_ms"]) if base else None)
     # A single picture takes next to nothing.
@@ -81,7 +81,7 @@ def test_models_are_the_same_in_every_run_and_leave_no_trace(subjects, no_proces
 
 def test_only_the_parts_that_were_asked_for(subjects, no_processes):
     plan = Plan(subjects, [Setting("inference", 32, 1)], "tiny", parts=["whole_path", "decode"], repeats=1, warmup=1)
-    assert [row["part"] for row in measure(plan, sample_pictures())["rows"]] == ["decode", "whole_path"] * 2
+    assert [row["part"] for row in measure(plan, sample_images())["rows"]] == ["decode", "whole_path"] * 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), RuntimeError("can't allocate\nmemory")])
@@ -92,7 +92,7 @@ def test_what_cannot_run_is_recorded_and_the_rest_goes_on(error, subjects, monke
     broken = Subject("broken", subjects[1].configure, fails, subjects[1].process)
     monkeypatch.setattr(benchmark_run, "peak_memory", fails)
     plan = Plan([broken, subjects[0]], [Setting("inference", 32, 2)], "broken", repeats=1, warmup=1)
-    result = measure(plan, sample_pictures())
+    result = measure(plan, sample_images())
     text = " ".join(str(error).split())
     where = {"mode": "inference", "resolution": 32, "batch_size": 2, "error": text}
     assert result["failures"] == [
@@ -119,7 +119,7 @@ def test_what_fails_while_it_is_timed_is_recorded_and_the_rest_goes_on(subjects,
     monkeypatch.setattr(benchmark_run, "_parts", parts)
     settings = [Setting("inference", 32, 1), Setting("inference", 64, 1)]
     plan = Plan(subjects, settings, "control", ["whole_path", "decode"], repeats=3, warmup=1)
-    result = measure(plan, sample_pictures())
+    result = measure(plan, sample_images())
     where = {"subject": "control", "mode": "inference", "resolution": 32, "batch_size": 1}
     assert result["failures"] == [{**where, "what": "time", "error": "no memory left"}]
     rows = [(row["resolution"], row["subject"], row["part"]) for row in result["rows"]]
@@ -137,7 +137,7 @@ def test_an_error_of_the_program_still_ends_the_run(subjects, monkeypatch):
     monkeypatch.setattr(benchmark_run, "interleaved", fails)
     plan = Plan(subjects, [Setting("inference", 32, 1)], "tiny", ["decode"], repeats=1, warmup=1)
     with pytest.raises(TypeError, match="a bug"):
-        measure(plan, sample_pictures())
+        measure(plan, sample_images())
 
 
 def test_the_device_of_the_plan_is_waited_for(subjects, monkeypatch):
@@ -148,7 +148,7 @@ def test_the_device_of_the_plan_is_waited_for(subjects, monkeypatch):
         return {name: [1.0] for name in subjects}
 
     monkeypatch.setattr(benchmark_run, "interleaved", fixed)
-    measure(Plan(subjects, [Setting("inference", 32, 1)], "tiny", ["decode"], repeats=1, warmup=1), sample_pictures())
+    measure(Plan(subjects, [Setting("inference", 32, 1)], "tiny", ["decode"], repeats=1, warmup=1), sample_images())
     assert seen == [torch.device("cpu")]
 
 
@@ -181,7 +181,7 @@ def test_the_memory_of_a_compiled_model_is_that_of_a_later_call(mode, subjects, 
 def test_memory_can_be_left_out(subjects, no_processes):
     setting = Setting("inference", 32, 2)
     plan = Plan(subjects, [setting], "tiny", parts=["decode"], memory=False, repeats=1, warmup=1)
-    assert measure(plan, sample_pictures())["memory"] == [] and no_processes == []
+    assert measure(plan, sample_images())["memory"] == [] and no_processes == []
 
 
 def test_half_precision_and_compilation_reach_the_models(subjects, no_processes, monkeypatch):
@@ -196,7 +196,7 @@ def test_half_precision_and_compilation_reach_the_models(subjects, no_processes,
     monkeypatch.setattr(benchmark_run, "_memory", lambda *args: [])
     setting = Setting("inference", 32, 1)
     plan = Plan(subjects, [setting], "tiny", dtype=torch.bfloat16, compiled=True, repeats=1, warmup=1)
-    result = measure(plan, sample_pictures())
+    result = measure(plan, sample_images())
     assert seen == [(torch.bfloat16, True)] * 2
     assert result["environment"]["dtype"] == "bfloat16" and result["settings"]["compiled"]
 

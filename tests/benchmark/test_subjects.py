@@ -21,8 +21,8 @@ from focusvit_hf.benchmark.subjects import (
     batch_of,
     find_subject,
     known_subjects,
-    read_pictures,
-    sample_pictures,
+    read_images,
+    sample_images,
 )
 
 
@@ -37,7 +37,7 @@ def test_peers_take_what_their_processor_makes(name):
     subject = pickle.loads(pickle.dumps(find_subject(name)))
     model, processor = subject.build(64)
     assert isinstance(processor, FocusViTImageProcessor) and not processor.do_superpixels
-    inputs = processor([Image.open(io.BytesIO(file)) for file in sample_pictures()[:2]], return_tensors="pt")
+    inputs = processor([Image.open(io.BytesIO(file)) for file in sample_images()[:2]], return_tensors="pt")
     assert list(inputs) == ["pixel_values"] and inputs["pixel_values"].shape == (2, 3, 64, 64)
     with torch.no_grad():
         assert model.eval()(**inputs).logits.shape == (2, 1000)
@@ -58,7 +58,7 @@ def test_peers_see_what_their_processor_in_transformers_makes(name, resolution):
     }[name]()
     subject = find_subject(name)
     ours = subject.process(subject.configure(resolution), resolution)
-    pictures = [Image.open(io.BytesIO(file)) for file in sample_pictures()[:2]]
+    pictures = [Image.open(io.BytesIO(file)) for file in sample_images()[:2]]
     # The other edge is the shortest.
     pictures[1] = pictures[1].transpose(Image.Transpose.ROTATE_90).resize((750, 1000))
     found, expected = (processor(pictures, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
@@ -175,33 +175,33 @@ def test_a_preset_with_a_misspelt_field_is_refused(tmp_path):
         find_subject(str(tmp_path / "mine.json")).configure(224)
 
 
-def test_sample_pictures_are_photographs_of_one_size_always_the_same():
-    files = sample_pictures()
-    assert files == sample_pictures() and len(set(files)) == 4
+def test_sample_images_are_photographs_of_one_size_always_the_same():
+    files = sample_images()
+    assert files == sample_images() and len(set(files)) == 4
     for file in files:
         with Image.open(io.BytesIO(file)) as picture:
             assert (picture.format, picture.size, picture.mode) == ("JPEG", (500, 375), "RGB")
 
 
-def test_pictures_of_a_folder(tmp_path):
-    files = sample_pictures()
+def test_images_of_a_folder(tmp_path):
+    files = sample_images()
     for name, file in zip(("b.jpg", "a.JPEG"), files, strict=False):
         (tmp_path / name).write_bytes(file)
     (tmp_path / "notes.txt").write_text("no picture")
-    assert read_pictures(tmp_path) == [files[1], files[0]]
+    assert read_images(tmp_path) == [files[1], files[0]]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected a folder of JPEG files"):
-        read_pictures(tmp_path / "absent")
+        read_images(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"Expected JPEG files in .*got none"):
-        read_pictures(tmp_path)
-    (tmp_path / "broken.jpg").write_bytes(sample_pictures()[0][:2000])
+        read_images(tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(sample_images()[0][:2000])
     with pytest.raises(ValueError, match=r"Expected images in .*broken.jpg"):
-        read_pictures(tmp_path)
+        read_images(tmp_path)
 
 
-def test_a_batch_takes_pictures_in_turn():
+def test_a_batch_takes_images_in_turn():
     assert batch_of([b"a", b"b"], 5) == [b"a", b"b", b"a", b"b", b"a"]
 
 

@@ -28,5 +28,5 @@ def test_both_take_as_many_rounds_for_their_speed(script, monkeypatch):
     monkeypatch.setattr(script, "interleaved", lambda subjects, repeats: interleaved(subjects, repeats, warmup=0))
     result = script.speed(1)
     assert rounds == {"torch": {5}, "skimage": {5}} and result["iterations"] == 5
-    assert {"skimage, K=49", "torch, K=49"} <= result["milliseconds_a_picture"].keys()
+    assert {"skimage, K=49", "torch, K=49"} <= result["milliseconds_per_image"].keys()
     assert result["ratios"]["torch, K=49 / torch, K=49"] == 1

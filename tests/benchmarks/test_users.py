@@ -91,7 +91,7 @@ def test_models_are_timed_with_their_floors_and_stages(script, monkeypatch):
 
 def test_files_go_through_every_subject_and_through_transformers_processor(script, monkeypatch):
     monkeypatch.setattr(script, "ROUNDS_OF_SHORT", 2)
-    found = script.files_to_classes(script.sample_pictures()[:1], repeats=2)
+    found = script.files_to_classes(script.sample_images()[:1], repeats=2)
     assert set(found["times"]) == {VIT, LEVIT, LATENT, FULL, f"{VIT}, transformers' processor"}
     stages = found["stages"][LATENT]
     assert set(stages) == {"decode every pixel", "decode, resize and normalise", "superpixels and model"}

@@ -9,7 +9,7 @@ import torch
 from benchmark_results import benchmark_result
 from focusvit_hf.benchmark import run as benchmark_run
 from focusvit_hf.benchmark.run import Setting
-from focusvit_hf.benchmark.subjects import sample_pictures
+from focusvit_hf.benchmark.subjects import sample_images
 from focusvit_hf.cli import benchmark as cli_benchmark
 from focusvit_hf.cli.__main__ import main
 from focusvit_hf.cli.benchmark import add_benchmark_command
@@ -105,23 +105,23 @@ def test_the_baseline_is_the_dense_vit_or_the_first_subject(preset):
 def test_options_reach_the_plan(measured, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    (folder / "one.jpg").write_bytes(sample_pictures()[1])
+    (folder / "one.jpg").write_bytes(sample_images()[1])
     before = torch.get_num_threads()
     options = "--subjects ResNet-18,focusvit-tiny-full --baseline ResNet-18 --dtype bfloat16 --compile --threads 2"
     options += " --repeats 5 --warmup 3 --parts decode,model --no-memory --device cpu"
-    assert run(*options.split(), "--pictures", folder) == 0
+    assert run(*options.split(), "--images", folder) == 0
     plan, pictures, threads = measured[0]
     assert [subject.name for subject in plan.subjects] == ["ResNet-18", "focusvit-tiny-full"]
     assert (plan.baseline, plan.dtype, plan.device) == ("ResNet-18", torch.bfloat16, torch.device("cpu"))
     assert (plan.compiled, plan.memory, plan.repeats, plan.warmup) == (True, False, 5, 3)
     assert plan.parts == ["decode", "model"]
-    assert pictures == [sample_pictures()[1]]
+    assert pictures == [sample_images()[1]]
     assert threads == 2 and torch.get_num_threads() == before
 
 
 def test_the_scikit_image_photographs_are_the_default(measured):
     assert run() == 0
-    assert measured[0][1] == sample_pictures()
+    assert measured[0][1] == sample_images()
 
 
 def test_ratios_to_an_earlier_result(measured, tmp_path, capsys):
@@ -142,7 +142,7 @@ def test_ratios_to_an_earlier_result(measured, tmp_path, capsys):
         (["--baseline", "MobileNetV2"], "Expected the baseline among the subjects"),
         (["--parts", "decode,encode"], "Expected parts from decode"),
         (["--resolutions", "225"], "does not work at 225 pixels"),
-        (["--pictures", "absent"], "Expected a folder of JPEG files, got absent"),
+        (["--images", "absent"], "Expected a folder of JPEG files, got absent"),
         (["--compare", "absent.json"], "No such file"),
         (["--read", "absent.json"], "No such file"),
     ],

@@ -186,7 +186,7 @@ def test_latent_layers_take_the_sources_tensors(vit, name, first):
     assert {f"focusvit.{key}" for key in report.derived} == set(added)
 
 
-def test_latents_start_as_tokens_of_an_empty_picture(vit):
+def test_latents_start_as_tokens_of_an_empty_image(vit):
     source = vit("dinov2-swiglu")
     empty = torch.zeros(1, 3, 140, 140)
     states = outputs(source, empty).hidden_states[1][:, 1:].unflatten(1, (10, 10))

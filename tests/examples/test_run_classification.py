@@ -30,7 +30,7 @@ SCRIPTS = pytest.mark.parametrize("script", BOTH, ids=["trainer", "no_trainer"])
     [{}, {"decode_once": True, "bf16": True, "gradient_accumulation_steps": 2}, {"streaming": True}],
     ids=["plain", "decoded_bf16", "streaming"],
 )
-def test_a_run_from_pictures_to_a_pipeline(blob_dir, tmp_path, script, extra):
+def test_a_run_from_images_to_a_pipeline(blob_dir, tmp_path, script, extra):
     output_dir = tmp_path / "run"
     figures = script.main(flags(blob_dir, output_dir, ema_decay=0.9, **extra))
     assert 0 <= figures["eval_accuracy"] <= 1
@@ -237,7 +237,7 @@ def test_workers_draw_what_the_main_process_draws(blob_dir, tmp_path):
     assert losses(tmp_path / "one") == losses(tmp_path / "none")
 
 
-def test_folders_of_pictures(tmp_path):
+def test_folders_of_images(tmp_path):
     for split, count in (("train", 18), ("val", 6)):
         for number in range(count):
             path = tmp_path / split / NAMES[number % 3] / f"{number}.png"
@@ -249,11 +249,11 @@ def test_folders_of_pictures(tmp_path):
     assert sorted(FocusViTConfig.from_pretrained(tmp_path / "run").label2id) == sorted(NAMES)
 
 
-def test_the_final_evaluation_keeps_to_the_pictures_asked_for(blob_dir, tmp_path):
+def test_the_final_evaluation_keeps_to_the_images_asked_for(blob_dir, tmp_path):
     output_dir = tmp_path / "run"
     figures = run_classification.main(flags(blob_dir, output_dir, max_steps=1, max_eval_samples=7))
     assert figures["test_accuracy"] * 7 == pytest.approx(round(figures["test_accuracy"] * 7))
-    assert json.loads((output_dir / "training_log.json").read_text())["pictures"]["test"] == 7
+    assert json.loads((output_dir / "training_log.json").read_text())["images"]["test"] == 7
     told = next(item for item in fields(TrainingArguments) if item.name == "final_evaluation").metadata["help"]
     assert "--max_eval_samples" in told and "whole" not in told
 

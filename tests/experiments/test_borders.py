@@ -103,7 +103,7 @@ def test_blobs_are_whole_and_cover_what_they_shall():
     assert exact.sum(dim=(1, 2)).tolist() == [576] * 5
 
 
-def test_composites_are_figures_on_other_pictures(plain):
+def test_composites_are_figures_on_other_images(plain):
     figures = torch.tensor([3, 3, 19, 0])
     made = composites(plain, figures, torch.Generator().manual_seed(0))
     assert torch.equal(made.figures, figures) and made.images.dtype == torch.uint8
@@ -125,7 +125,7 @@ def test_composites_keep_every_pixel_of_the_figure_where_it_was(noisy):
     assert 3 < mirrored < 17
 
 
-def test_the_middle_of_a_picture_can_be_moved_into_the_blob(plain):
+def test_the_middle_of_a_image_can_be_moved_into_the_blob(plain):
     spot = plain.images.clone()
     spot[:, :, 10:14, 10:14] = 255
     made = composites(
@@ -148,7 +148,7 @@ def test_fixed_composites_are_always_the_same(plain):
     assert first.figures.tolist() == list(range(20))
 
 
-def test_composites_need_two_square_pictures(plain):
+def test_composites_need_two_square_images(plain):
     for pictures in (plain[slice(1)], Pictures(plain.images[..., :12], plain.labels)):
         with pytest.raises(ValueError, match="Expected two or more square pictures, got"):
             composites(pictures, torch.tensor([0]), torch.Generator())

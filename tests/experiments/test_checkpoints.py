@@ -60,7 +60,7 @@ def test_ranks_are_the_models(folders, tiny_model):
     assert row["top_5_accuracy"] == 1
 
 
-def test_classes_have_to_be_those_of_the_pictures(folders):
+def test_classes_have_to_be_those_of_the_images(folders):
     other = blobs(3).cast_column("label", datasets.ClassLabel(names=["cyan", "pink", "ochre"]))
     with pytest.raises(ValueError, match=r"Expected a checkpoint of the classes \['cyan'.*dense"):
         compare_checkpoints.compare(folders, other)

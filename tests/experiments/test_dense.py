@@ -151,7 +151,7 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "run")
     arguments = {"data_dir": "data/figures", "model_name_or_path": "runs/before"}
     log = {"arguments": arguments, "command": "focusvit train", "figures": {"eval_mean_iou": 0.5}}
-    write_json(tmp_path / "run" / keep.LOG_FILE, {**log, "pictures": {"train": 9, "validation": 3}})
+    write_json(tmp_path / "run" / keep.LOG_FILE, {**log, "images": {"train": 9, "validation": 3}})
     images, masks = squares(3, 3)
     rows = [
         {"image": Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)), "mask": Image.fromarray(mask)}

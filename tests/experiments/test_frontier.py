@@ -14,6 +14,7 @@ from experiments.frontier import folders as frontier_folders
 from experiments.frontier import peers
 from experiments.frontier import plot as frontier_plot
 from experiments.frontier import run as frontier
+from experiments.frontier.axes import Name, name_points, ticks_between
 from experiments.frontier.rows import DENSE, GRID, LARGER, LATENT, OURS, PEERS, WIDER, load_rows
 from experiments.micro import results as results_module
 from experiments.micro.training import Recipe, intended, settings
@@ -223,7 +224,7 @@ def test_times_of_something_else_are_refused(results):
 # The picture
 
 
-def test_the_picture_names_every_point(results):
+def test_the_image_names_every_point(results):
     rows = load_rows(results)
     found = frontier.table(rows, measured(rows, **{name: 50.0 * 2**n for n, name in enumerate(NAMES)}))
     with Image.open(io.BytesIO(frontier_plot.draw(found, "32", "title", "foot"))) as picture:
@@ -237,27 +238,25 @@ def test_labels_do_not_cover_each_other():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [(100.0, 0.7), (101.0, 0.7), (100.0, 0.702), (400.0, 0.5)]
-    rows = [
-        {"label": "a name", "family": OURS, "speed": {"1": {"median": x}}, "accuracy": {"mean": y}} for x, y in points
-    ]
-    for row in rows:
-        row["frontier"] = {"1": False}
+    places = [(100.0, 70.0), (101.0, 70.0), (100.0, 70.2), (400.0, 50.0)]
+    names = [Name("a name", place, "#000000", 7.5) for place in places]
+    others = [(100.0, 68.0)]
     figure = Figure(dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlim(50, 450)
     axes.set_ylim(40, 80)
-    frontier_plot._name_points(figure, axes, rows, "1")
+    name_points(figure, axes, names, others)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 4
+    assert not any(box.contains(*axes.transData.transform(place)) for box in boxes for place in places + others)
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert all(axes.get_window_extent().contains(*corner) for box in boxes for corner in box.corners())
 
 
-@pytest.mark.parametrize(("low", "high"), [(50, 700), (13, 80), (90, 140), (0.02, 900)])
+@pytest.mark.parametrize(("low", "high"), [(50, 700), (13, 80), (90, 140), (42, 140), (0.02, 900)])
 def test_an_axis_has_a_few_ticks(low, high):
-    ticks = list(frontier_plot.ticks_between(low, high))
+    ticks = list(ticks_between(low, high))
     assert 4 <= len(ticks) <= 16 and all(low <= tick <= high for tick in ticks)
     assert ticks == sorted(ticks)
 
@@ -273,7 +272,7 @@ def parquet(tmp_path):
     return folder
 
 
-def test_the_programs_write_times_tables_and_pictures(results, parquet, tmp_path, capsys):
+def test_the_programs_write_times_tables_and_images(results, parquet, tmp_path, capsys):
     places = ["--results", str(results), "--image_size", "32"]
     frontier.main(["measure", *places, "--data", str(parquet), "--batch_sizes", "1", "2", "--repeats", "1"])
     out = tmp_path / "out"

@@ -42,7 +42,7 @@ def parquet(tmp_path_factory):
 # Pictures
 
 
-def test_pictures_are_shrunk_once_and_kept(parquet, tmp_path, monkeypatch):
+def test_images_are_shrunk_once_and_kept(parquet, tmp_path, monkeypatch):
     pictures = load_pictures(parquet, "test", 16, tmp_path)
     assert pictures.images.shape == (10, 3, 16, 16) and pictures.images.dtype == torch.uint8
     assert pictures.labels.tolist() == [number % 3 for number in range(100, 110)]
@@ -106,7 +106,7 @@ def test_tiles_by_detail_are_rectangles_and_all_there(count, side):
         assert (ids[1].flatten().bincount() <= 2 * side**2 / count).all()
 
 
-def test_regions_of_another_picture_are_superpixels_of_the_one_before(pictures):
+def test_regions_of_another_image_are_superpixels_of_the_one_before(pictures):
     images = pictures.images[:4]
     ids = region_ids(images, "other_picture", 4, 10.0, 5, 4)
     assert torch.equal(ids, slic(images, 4, 10.0, 5, 4)[[3, 0, 1, 2]])
@@ -117,7 +117,7 @@ def test_regions_of_another_picture_are_superpixels_of_the_one_before(pictures):
 # Training
 
 
-def test_variants_of_a_seed_see_the_same_pictures(pictures):
+def test_variants_of_a_seed_see_the_same_images(pictures):
     seen = []
     for variant in ({}, {"patch_pooling": "grid"}):
         config, recipe = micro_training.settings({**TINY, **variant}, batch_size=16)
@@ -128,7 +128,7 @@ def test_variants_of_a_seed_see_the_same_pictures(pictures):
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
-def test_mixed_pictures_have_probabilities(pictures):
+def test_mixed_images_have_probabilities(pictures):
     config, recipe = micro_training.settings(TINY, cutmix_alpha=1.0, mix_probability=1.0, batch_size=16)
     _, targets = next(micro_training.batches(pictures, config, recipe, torch.Generator().manual_seed(0)))
     assert targets.shape == (16, 3)
@@ -311,7 +311,7 @@ def test_outcomes_are_packed_and_unpacked():
 # Changed pictures
 
 
-def test_corruptions_keep_pictures_pictures(small_photographs):
+def test_corruptions_keep_images_images(small_photographs):
     sizes = {"taller_1.5": (48, 32), "wider_1.5": (32, 48)}
     for name, corrupt in corruptions.CORRUPTIONS.items():
         changed = corrupt(small_photographs)
@@ -353,7 +353,7 @@ def test_models_are_measured_under_every_change(pictures):
     ]
 
 
-def test_robustness_on_held_out_pictures(parquet, tmp_path, monkeypatch):
+def test_robustness_on_held_out_images(parquet, tmp_path, monkeypatch):
     monkeypatch.setattr(micro_training, "BASE", {**micro_training.BASE, **TINY})
     places = {"data": parquet, "cache": tmp_path / "cache", "results": tmp_path / "results"}
     result = micro.run("elastic", "fixed", {}, 0, "validation", **places, **SHORT)

@@ -179,7 +179,7 @@ def test_a_fixed_batch_takes_no_other(tiny_model, tmp_path):
         session.run(None, feed)
 
 
-def test_the_size_is_that_of_the_processors_pictures(tiny_model, tmp_path):
+def test_the_size_is_that_of_the_processors_images(tiny_model, tmp_path):
     model = tiny_model(num_hidden_layers=1)
     crop = {"do_center_crop": True, "crop_size": {"height": 40, "width": 48}}
     processor = processor_of(model, size={"shortest_edge": 60}, **crop)

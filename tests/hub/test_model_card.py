@@ -39,7 +39,7 @@ LOG = {
     "command": "python examples/run_classification.py --preset focusvit-nano --output_dir runs/mine",
     "figures": {"eval_accuracy": 0.61239, "test_accuracy": 0.5987654, "test_top_5_accuracy": 0.9, "eval_loss": 1.0},
     "evaluation_split": "validation",
-    "pictures": {"train": 50000, "validation": 5000, "test": 10000},
+    "images": {"train": 50000, "validation": 5000, "test": 10000},
     "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
     "wall_time_seconds": 90.0,
 }

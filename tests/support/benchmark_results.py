@@ -32,7 +32,7 @@ def benchmark_result(**speeds: float) -> dict[str, Any]:
         "settings": {
             "subjects": list(times_faster),
             "baseline": "ViT-Ti/16",
-            "pictures": 4,
+            "images": 4,
             "compiled": False,
             "repeats": 9,
             "warmup": 2,
@@ -62,7 +62,7 @@ def benchmark_result(**speeds: float) -> dict[str, Any]:
                         **place,
                         "part": part,
                         **dict.fromkeys(names, median),
-                        "pictures_per_second": 1000 / median,
+                        "images_per_second": 1000 / median,
                         "times_faster": speed if is_comparable else None,
                     }
                 )

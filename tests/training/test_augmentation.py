@@ -41,7 +41,7 @@ def noise(batch: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(height=SIZES, width=SIZES, seed=SEEDS)
-def test_crop_boxes_lie_within_the_picture(height, width, seed):
+def test_crop_boxes_lie_within_the_image(height, width, seed):
     boxes = random_crop_boxes(16, (height, width), (0.05, 1.0), (0.5, 2.0), seeded(seed))
     top, left, box_height, box_width = boxes.unbind(1)
     assert boxes.shape == (16, 4) and boxes.dtype == torch.int64
@@ -89,7 +89,7 @@ def test_crop_and_resize_against_pil(height, width, out_height, out_width, seed)
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (7, 13), (1, 1)])
-def test_the_whole_picture_as_a_box_changes_nothing(height, width):
+def test_the_whole_image_as_a_box_changes_nothing(height, width):
     images = noise(4, height, width)
     boxes = torch.tensor([[0, 0, height, width]]).expand(4, 4)
     assert torch.equal(crop_and_resize(images, boxes, (height, width)), images)
@@ -108,7 +108,7 @@ def test_random_resized_crop_gives_the_size_asked_for_and_rounds_once():
 
 @settings(deadline=None, max_examples=30)
 @given(height=st.integers(2, 9), width=st.integers(2, 9), seed=SEEDS, data=st.data())
-def test_padded_crop_is_a_window_of_the_mirrored_picture(height, width, seed, data):
+def test_padded_crop_is_a_window_of_the_mirrored_image(height, width, seed, data):
     padding = data.draw(st.integers(0, min(height, width) - 1))
     images = noise(6, height, width, seed)
     for image, shifted in zip(images, random_crop_with_padding(images, padding, seeded(seed)), strict=True):
@@ -144,7 +144,7 @@ def test_jitter_of_no_strength_changes_nothing(height, width, seed):
 
 
 @pytest.mark.parametrize("strengths", [(0.4, 0.0, 0.0), (0.0, 0.4, 0.0), (0.0, 0.0, 0.4)], ids="bcs")
-def test_jitter_blends_each_picture_by_one_factor(strengths):
+def test_jitter_blends_each_image_by_one_factor(strengths):
     images = torch.rand(64, 3, 6, 5, generator=seeded()) * 0.2 + 0.4
     result = color_jitter(images, *strengths, generator=seeded(1))
     factors = []
@@ -173,7 +173,7 @@ def test_soft_targets_give_the_loss_of_classes():
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
-def test_mixup_blends_pictures_as_it_blends_targets(alpha):
+def test_mixup_blends_images_as_it_blends_targets(alpha):
     images, targets = torch.rand(4, 3, 5, 7, generator=seeded()), torch.eye(4)
     for seed in range(20):
         mixed, soft = mixup(images, targets, alpha, seeded(seed))
@@ -244,7 +244,7 @@ def test_augmentations_refuse_other_shapes_and_types(shape, dtype):
 
 
 @pytest.mark.parametrize("padding", [-1, 8])
-def test_padding_has_to_be_smaller_than_the_picture(padding):
+def test_padding_has_to_be_smaller_than_the_image(padding):
     with pytest.raises(ValueError, match=f"Expected a padding below height and width .* got {padding}"):
         random_crop_with_padding(noise(1, 8, 9), padding)
 

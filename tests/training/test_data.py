@@ -14,7 +14,7 @@ import run_classification
 from blobs import NAMES, blob, blobs, flags
 from focusvit_hf.images import decode_image
 from focusvit_hf.training.arguments import parse_arguments
-from focusvit_hf.training.data import PictureDataset, as_rows, load_pictures
+from focusvit_hf.training.data import ImageDataset, as_rows, load_images
 
 
 def encoded(image: PILImage.Image, kind: str = "PNG", **options) -> bytes:
@@ -50,7 +50,7 @@ def dataset(images, labels=None, decode=True) -> datasets.Dataset:
 def loaded(folder, tmp_path, *more, training=False):
     command = ["--data_dir", str(folder), "--cache_dir", str(tmp_path / "cache"), "--use_cpu", *more]
     model_args, data_args, _ = parse_arguments([*command, "--output_dir", str(tmp_path / "run")])
-    return load_pictures(data_args, model_args, seed=0, training=training), data_args
+    return load_images(data_args, model_args, seed=0, training=training), data_args
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decoded", "undecoded"])
@@ -113,7 +113,7 @@ def test_a_broken_image_is_named_by_row_and_file(tmp_path):
     features = Features(image=Image(), label=Value("int64"))
     paths = [str(tmp_path / name) for name in ("good.png", "good.png", "broken.jpg")]
     split = datasets.Dataset.from_dict({"image": paths, "label": [0, 1, 2]}, features=features)
-    rows = PictureDataset(split, "image")
+    rows = ImageDataset(split, "image")
     assert len(rows.__getitems__([0, 1])) == 2
     with pytest.raises(ValueError, match=r"can be decoded in row 2, got .*broken\.jpg.*--skip_broken_images"):
         rows.__getitems__([0, 1, 2])
@@ -203,19 +203,19 @@ def test_bad_data_is_refused_before_training(tmp_path):
     assert not run.exists()
 
 
-def test_a_part_of_the_pictures_is_drawn_from_all_of_them(blob_dir, tmp_path):
+def test_a_part_of_the_images_is_drawn_from_all_of_them(blob_dir, tmp_path):
     limits = ["--max_train_samples", "12", "--max_eval_samples", "5"]
     model_args, data_args, _ = parse_arguments(["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path), *limits])
-    splits = load_pictures(data_args, model_args, seed=0)
+    splits = load_images(data_args, model_args, seed=0)
     assert {name: len(split) for name, split in splits.items()} == {"train": 12, "test": 5}
     assert [label % 3 for label in range(12)] != list(splits["train"]["label"])
-    again = load_pictures(data_args, model_args, seed=0)
+    again = load_images(data_args, model_args, seed=0)
     assert list(again["train"]["label"]) == list(splits["train"]["label"])
 
 
 def test_decoded_once_equals_decoded_each_time(blob_dir, tmp_path):
     model_args, data_args, _ = parse_arguments(["--data_dir", str(blob_dir), "--cache_dir", str(tmp_path)])
-    split = load_pictures(data_args, model_args, seed=0)["train"]
+    split = load_images(data_args, model_args, seed=0)["train"]
     plain = as_rows(split, data_args)
     data_args.decode_once = True
     decoded = as_rows(split, data_args)

@@ -88,7 +88,7 @@ def test_an_augmentation_that_does_nothing_equals_the_processor(options, sizes):
     assert same(FocusViTDataCollator(processor(**options), NEUTRAL)(examples(pictures)), expected)
 
 
-def test_pictures_keep_their_own_size_where_the_processor_does_not_resize():
+def test_images_keep_their_own_size_where_the_processor_does_not_resize():
     images = noise(3, 24, 36)
     collator = FocusViTDataCollator(processor(do_resize=False), AugmentationConfig())
     assert collator(examples(arrays(images)))["pixel_values"].shape == (3, 3, 24, 36)
@@ -98,7 +98,7 @@ def test_pictures_keep_their_own_size_where_the_processor_does_not_resize():
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad", None])
 @pytest.mark.parametrize("sizes", [[(32, 32)] * 4, [(64, 48)] * 4, [(64, 48), (32, 32), (33, 70), (64, 48)]], ids=str)
-def test_superpixels_are_those_of_the_augmented_picture(crop, sizes):
+def test_superpixels_are_those_of_the_augmented_image(crop, sizes):
     config = AugmentationConfig.from_dict({**EVERYTHING.to_dict(), "crop": crop})
     pictures = [arrays(noise(1, *size, seed))[0] for seed, size in enumerate(sizes)]
     collator = FocusViTDataCollator(processor(), config, num_labels=10, generator=seeded())
@@ -114,7 +114,7 @@ def test_superpixels_are_those_of_the_augmented_picture(crop, sizes):
     torch.testing.assert_close(batch["labels"].sum(1), torch.ones(4))
 
 
-def test_random_crops_come_from_the_picture_as_it_is():
+def test_random_crops_come_from_the_image_as_it_is():
     # The left half of a wide picture is red, the right blue: a small crop of the original has mostly one of them.
     picture = np.zeros((64, 256, 3), np.uint8)
     picture[:, :128, 0], picture[:, 128:, 2] = 255, 255
@@ -128,7 +128,7 @@ def test_random_crops_come_from_the_picture_as_it_is():
 
 
 @pytest.mark.parametrize("augmentation", [None, EVERYTHING], ids=["plain", "augmented"])
-def test_every_form_of_a_picture_gives_the_same_batch(augmentation):
+def test_every_form_of_a_image_gives_the_same_batch(augmentation):
     images = noise(3, 32, 32)
     pil = [Image.fromarray(array) for array in arrays(images)]
     files = []
@@ -152,7 +152,7 @@ def test_every_form_of_a_picture_gives_the_same_batch(augmentation):
     assert [name for name, batch in batches.items() if not same(batch, batches["pil"])] == []
 
 
-def test_grey_and_transparent_pictures_can_be_augmented(tmp_path):
+def test_grey_and_transparent_images_can_be_augmented(tmp_path):
     grey = Image.fromarray(noise(1, 32, 32)[0, 0].numpy())
     grey.save(tmp_path / "grey.png")
     pictures = [grey, grey.convert("LA"), grey.convert("RGBA"), {"bytes": None, "path": str(tmp_path / "grey.png")}]
@@ -252,7 +252,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
             FocusViTDataCollator(processor(), augmentation)(batch)
 
 
-def test_augmentation_takes_8_bit_pictures_only():
+def test_augmentation_takes_8_bit_images_only():
     with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be used: expected .*uint8.* got float32"):
         FocusViTDataCollator(processor(), NEUTRAL)(examples([np.zeros((32, 32, 3), np.float32)]))
 
@@ -271,7 +271,7 @@ def test_collator_wants_examples():
         FocusViTDataCollator(processor())([])
 
 
-def test_seeded_collator_depends_on_epoch_and_pictures_alone():
+def test_seeded_collator_depends_on_epoch_and_images_alone():
     collator = SeededCollator(lambda rows: {"noise": torch.rand(len(rows))}, seed=3)
 
     def noise(indices: list[int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 from blobs import blob
 from focusvit_hf.training.arguments import DataTrainingArguments, ModelArguments
-from focusvit_hf.training.data import load_pictures
+from focusvit_hf.training.data import load_images
 
 
 def images(root: Path, *folders: str) -> Path:
@@ -18,7 +18,7 @@ def images(root: Path, *folders: str) -> Path:
 
 def classes(tmp_path, train, validation=None):
     data = DataTrainingArguments(train_dir=str(train), validation_dir=str(validation) if validation else None)
-    splits = load_pictures(data, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0, training=True)
+    splits = load_images(data, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0, training=True)
     return {name: [split.features["label"].names[label] for label in split["label"]] for name, split in splits.items()}
 
 

@@ -40,7 +40,7 @@ def test_a_checkpoint_brings_its_image_processor(base):
     assert dense == {**own, "do_superpixels": False}
 
 
-def test_its_image_processor_follows_the_size_of_the_pictures(base):
+def test_its_image_processor_follows_the_size_of_the_images(base):
     own = FocusViTImageProcessor.from_pretrained(base).to_dict()
     larger = processor_for(base, "--config_overrides", '{"image_size": 64}')
     assert larger == {**own, "size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}}

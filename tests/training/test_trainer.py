@@ -57,7 +57,7 @@ def blank(features):
     return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
 
 
-def test_evaluation_and_prediction_see_every_picture_as_it_is(tiny_model, rows, arguments):
+def test_evaluation_and_prediction_see_every_image_as_it_is(tiny_model, rows, arguments):
     model = tiny_model()
     args = arguments(per_device_eval_batch_size=2, dataloader_drop_last=True)
     with torch.no_grad():

@@ -24,7 +24,7 @@ PARTS = ("decode", "processor", "superpixels", "model", "pixels_to_logits", "who
 def split_subjects(
     model: PreTrainedModel,
     image_processor: BaseImageProcessor,
-    pictures: Sequence[Image.Image | bytes],
+    images: Sequence[Image.Image | bytes],
     compiled: bool = False,
 ) -> dict[str, Callable[[], Any]]:
     """
@@ -33,7 +33,7 @@ def split_subjects(
     Args:
         model ([`PreTrainedModel`]): A classifier, FocusViT or another; it is set to evaluation mode.
         image_processor ([`BaseImageProcessor`]): The processor that belongs to it.
-        pictures (sequence of `PIL.Image.Image` or `bytes`): One batch; bytes are those of encoded files.
+        images (sequence of `PIL.Image.Image` or `bytes`): One batch; bytes are those of encoded files.
         compiled (`bool`, *optional*, defaults to `False`): Whether `torch.compile` runs the model.
 
     Returns:
@@ -48,16 +48,16 @@ def split_subjects(
         return image_processor(batch, return_tensors="pt", **options).to(model.device)
 
     run = _forward(model, compiled)
-    decoded = _decoded(pictures)
+    decoded = _decoded(images)
     pixel_values = process(decoded, without)["pixel_values"]
     options_of_path: Mapping[str, Any] = {}
     subjects: dict[str, Callable[[], Any]] = {
-        "decode": lambda: _decoded(pictures),
+        "decode": lambda: _decoded(images),
         "processor": lambda: process(decoded, without),
         "pixels_to_logits": forward_pass(model, image_processor, pixel_values, compiled),
-        "whole_path": lambda: run(**process(_decoded(pictures), options_of_path)).argmax(-1),
+        "whole_path": lambda: run(**process(_decoded(images), options_of_path)).argmax(-1),
     }
-    if not any(isinstance(picture, bytes) for picture in pictures):
+    if not any(isinstance(image, bytes) for image in images):
         del subjects["decode"]
     superpixels = _superpixels(image_processor, pixel_values, compiled)
     if superpixels is not None:
@@ -83,7 +83,7 @@ def forward_pass(
 
 def time_split(
     systems: Mapping[str, tuple[PreTrainedModel, BaseImageProcessor]],
-    pictures: Sequence[Image.Image | bytes],
+    images: Sequence[Image.Image | bytes],
     repeats: int = 7,
     warmup: int = 2,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -92,7 +92,7 @@ def time_split(
 
     Args:
         systems (mapping from `str` to pairs of model and image processor): What to compare, all on one device.
-        pictures (sequence of `PIL.Image.Image` or `bytes`): One batch, the same for all.
+        images (sequence of `PIL.Image.Image` or `bytes`): One batch, the same for all.
         repeats (`int`, *optional*, defaults to 7), warmup (`int`, *optional*, defaults to 2): See [`interleaved`].
 
     Returns:
@@ -101,12 +101,12 @@ def time_split(
     subjects = {
         (system, part): subject
         for system, (model, image_processor) in systems.items()
-        for part, subject in split_subjects(model, image_processor, pictures).items()
+        for part, subject in split_subjects(model, image_processor, images).items()
     }
     device = next((model.device for model, _ in systems.values()), None)
     result: dict[str, dict[str, dict[str, float]]] = {system: {} for system in systems}
     for (system, part), seconds in interleaved(subjects, repeats, warmup, device=device).items():
-        result[system][part] = summary(seconds, len(pictures))
+        result[system][part] = summary(seconds, len(images))
     return result
 
 
@@ -159,9 +159,9 @@ def zero_gradients(model: PreTrainedModel) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
-def _decoded(pictures: Sequence[Image.Image | bytes]) -> list[Any]:
+def _decoded(images: Sequence[Image.Image | bytes]) -> list[Any]:
     """Upright, in 8-bit RGB: what all processors are handed, those of other libraries too."""
-    return [decode_image(picture) for picture in pictures]
+    return [decode_image(image) for image in images]
 
 
 def _forward(model: PreTrainedModel, compiled: bool) -> Callable[..., torch.Tensor]:

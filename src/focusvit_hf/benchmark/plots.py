@@ -76,14 +76,14 @@ def draw_plots(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _draw_throughput(result: Mapping[str, Any], figure: Any) -> bool:
-    """Images a second against resolution, or bars where there is one resolution only."""
+    """Images per second against resolution, or bars where there is one resolution only."""
     settings = [setting for setting in _largest_batches(result) if setting[0] == "inference"]
     points: dict[str, list[tuple[int, float]]] = {}
     for setting in settings:
         for subject, parts in times_of(result, setting).items():
             row = parts.get("whole_path")
             if row is not None:
-                points.setdefault(subject, []).append((setting[1], row["pictures_per_second"]))
+                points.setdefault(subject, []).append((setting[1], row["images_per_second"]))
     if not points:
         return False
     axes = figure.add_subplot()
@@ -91,7 +91,7 @@ def _draw_throughput(result: Mapping[str, Any], figure: Any) -> bool:
         speeds = {subject: values[0][1] for subject, values in points.items()}
         figure.set_size_inches(7, 1.3 + _ROW * len(speeds))
         _bars(axes, speeds, {subject: f"{speed:.0f}" for subject, speed in speeds.items()})
-        axes.set_title(f"Pictures a second, JPEG to class: {_words(settings[0])}")
+        axes.set_title(f"Images per second, JPEG to class: {_words(settings[0])}")
         return True
     figure.set_size_inches(7.4, 4.6)
     colours = _colours(list(points))
@@ -120,7 +120,7 @@ def _draw_throughput(result: Mapping[str, Any], figure: Any) -> bool:
     steps = [step * 10**power for power in range(-2, 6) for step in (1, 2, 5)]
     axes.set_yticks(ticks := [step for step in steps if low <= step <= high], [f"{tick:g}" for tick in ticks])
     axes.grid(axis="y", color="#DDDDDD")
-    axes.set_title("Pictures a second, JPEG to class (logarithmic)")
+    axes.set_title("Images per second, JPEG to class (logarithmic)")
     return True
 
 
@@ -147,7 +147,7 @@ def _draw_time_split(result: Mapping[str, Any], figure: Any) -> bool:
         )
         ends = {subject: max(left[subject], total) for subject, total in whole.items()}
         _finish_bars(axes, ends, {subject: f"{total:.1f}" for subject, total in whole.items()})
-        axes.set_title(f"Milliseconds a picture: {_words(setting)}")
+        axes.set_title(f"Milliseconds per image: {_words(setting)}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
     return True

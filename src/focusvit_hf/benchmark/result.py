@@ -57,7 +57,7 @@ _RECORDS: dict[str, dict[str, _Check]] = {
         "median_ms": _is_time,
         "lower_quartile_ms": _is_time,
         "upper_quartile_ms": _is_time,
-        "pictures_per_second": _is_time,
+        "images_per_second": _is_time,
         "times_faster": _or_none(_is_time),
     },
     "memory": {**_PLACE, "peak_memory_mib": _or_none(_is_number), "share": _or_none(_is_number)},

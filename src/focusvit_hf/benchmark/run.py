@@ -86,19 +86,19 @@ class Plan:
                 subject.configure(setting.resolution)
 
 
-def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
+def measure(plan: Plan, images: Sequence[bytes]) -> dict[str, Any]:
     """
     Measures a plan. What cannot run, for want of memory for instance, does not keep the rest from it.
 
     Args:
         plan ([`Plan`]): Subjects and settings.
-        pictures (sequence of `bytes`): JPEG files; a batch takes them in turn.
+        images (sequence of `bytes`): JPEG files; a batch takes them in turn.
 
     Returns:
         `dict[str, Any]` with lists of flat records, each of which names its `subject` and `resolution`:
 
         - `rows`: by `mode`, `batch_size` and `part` the [`summary`] in milliseconds an image,
-          `pictures_per_second`, and `times_faster`: the baseline's median over the own, None where it has no such
+          `images_per_second`, and `times_faster`: the baseline's median over the own, None where it has no such
           part.
         - `memory`: by `mode` and `batch_size` the `peak_memory_mib` of pixels to logits or of a training step, beside
           weights, gradients and the optimiser's state (see [`peak_memory`]), and its `share` of the baseline's. Not
@@ -114,7 +114,7 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
         "settings": {
             "subjects": [subject.name for subject in plan.subjects],
             "baseline": plan.baseline,
-            "pictures": len(pictures),
+            "images": len(images),
             "image_processors": [],
             "compiled": plan.compiled,
             "repeats": plan.repeats,
@@ -129,7 +129,7 @@ def measure(plan: Plan, pictures: Sequence[bytes]) -> dict[str, Any]:
     with tqdm(total=steps * len(plan.settings), disable=None, bar_format=_BAR) as bar:
         for number, setting in enumerate(plan.settings, 1):
             bar.set_description_str(str(setting))
-            batch = batch_of(pictures, setting.batch_size)
+            batch = batch_of(images, setting.batch_size)
             calls = _calls(plan, setting, batch, result)
             failed = partial(_drop, calls, result["failures"], setting)
             seconds = interleaved(calls, plan.repeats, plan.warmup - 1, bar.update, device=plan.device, failed=failed)
@@ -233,7 +233,7 @@ def _rows(plan: Plan, setting: Setting, seconds: Mapping[tuple[str, str], list[f
                 **_place(subject, setting),
                 "part": part,
                 **figures,
-                "pictures_per_second": 1000 / median,
+                "images_per_second": 1000 / median,
                 "times_faster": None if base is None else base["median_ms"] / median,
             }
         )

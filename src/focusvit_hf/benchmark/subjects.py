@@ -279,7 +279,7 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
-def sample_pictures() -> list[bytes]:
+def sample_images() -> list[bytes]:
     """Four photographs that come with scikit-image, as JPEG files of 500 x 375 pixels, the commonest of ImageNet."""
     files = []
     for photograph in (skimage.data.chelsea, skimage.data.coffee, skimage.data.astronaut, skimage.data.rocket):
@@ -289,7 +289,7 @@ def sample_pictures() -> list[bytes]:
     return files
 
 
-def read_pictures(folder: Path) -> list[bytes]:
+def read_images(folder: Path) -> list[bytes]:
     """
     The JPEG files of a folder, in the order of their names.
 
@@ -309,6 +309,6 @@ def read_pictures(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def batch_of(pictures: Sequence[bytes], size: int) -> list[bytes]:
+def batch_of(images: Sequence[bytes], size: int) -> list[bytes]:
     """`size` images, from the first on, again and again."""
-    return [pictures[index % len(pictures)] for index in range(size)]
+    return [images[index % len(images)] for index in range(size)]

@@ -12,7 +12,7 @@ from ..benchmark.plots import draw_plots, require_matplotlib
 from ..benchmark.report import compare, describe_failure, report
 from ..benchmark.result import read_result
 from ..benchmark.run import MODES, Plan, Setting, measure
-from ..benchmark.subjects import find_subject, known_subjects, read_pictures, sample_pictures
+from ..benchmark.subjects import find_subject, known_subjects, read_images, sample_images
 from ..utils.files import check_file, check_folder, write_json
 from ..utils.messages import printable_lines
 from .arguments import count, device, new_command
@@ -84,7 +84,7 @@ def add_benchmark_command(commands: argparse._SubParsersAction) -> None:
         "--no-memory", dest="memory", action="store_false", help="do not measure memory, which takes a while on a CPU"
     )
     command.add_argument(
-        "--pictures",
+        "--images",
         type=Path,
         metavar="FOLDER",
         help="a folder of JPEG files to measure with (default: scikit-image's sample images)",
@@ -119,9 +119,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         result = read_result(arguments.read)
     else:
         plan = _plan(arguments)
-        pictures = sample_pictures() if arguments.pictures is None else read_pictures(arguments.pictures)
+        images = sample_images() if arguments.images is None else read_images(arguments.images)
         with _threads(arguments.threads):
-            result = measure(plan, pictures)
+            result = measure(plan, images)
     written = []
     # What was measured survives both a full disk and a closed pipe.
     try:

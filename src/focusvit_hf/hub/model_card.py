@@ -233,7 +233,7 @@ def _regions(config: FocusViTConfig) -> str:
 def _results(record: TrainingRecord) -> list[tuple[str, str, str, str]]:
     """Metric, split, number of images and value of each figure, as a card shows them."""
     return [
-        (metric_name(metric), split, f"{record.pictures[split]:,}" if split in record.pictures else "", f"{value:.4f}")
+        (metric_name(metric), split, f"{record.images[split]:,}" if split in record.images else "", f"{value:.4f}")
         for split, metric, value in record.results()
     ]
 
@@ -268,7 +268,7 @@ def _model_rows(model: PreTrainedModel, task: str) -> list[tuple[str, str]]:
 def _training_rows(record: TrainingRecord) -> list[tuple[str, str]]:
     rows: dict[str, str] = {}
     if record.dataset or record.dataset_id:
-        number = f", {record.pictures['train']:,} images" if "train" in record.pictures else ""
+        number = f", {record.images['train']:,} images" if "train" in record.images else ""
         rows["data"] = f"{record.dataset_id or record.dataset}{number}"
     if record.base_model:
         rows["began from"] = record.base_model if hub_name(record.base_model) else last_part(record.base_model) or ""

@@ -68,7 +68,7 @@ class TrainingRecord:
         license (`str`, *optional*): Licence of the weights as the Hub abbreviates it, such as `"apache-2.0"`.
         license_name, license_link (`str`, *optional*): Of a licence for which the Hub has `"other"`.
         command (`str`, *optional*): The command that repeats the run.
-        pictures (`Mapping[str, int]`): Number of images of each split.
+        images (`Mapping[str, int]`): Number of images of each split.
         evaluation_split (`str`): The split that figures beginning with `eval_` belong to.
         figures (`Mapping[str, float]`): What was measured, such as `eval_accuracy` and `test_accuracy`, in 0..1.
         hyperparameters (`Mapping[str, Any]`): Arguments of the run, by name.
@@ -83,7 +83,7 @@ class TrainingRecord:
     license_name: str | None = None
     license_link: str | None = None
     command: str | None = None
-    pictures: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
     evaluation_split: str = "evaluation"
     figures: Mapping[str, float] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class TrainingRecord:
                 # Shows tokens as their names only.
                 "arguments": trainer.args.to_dict(),
                 "figures": evaluations[-1] if evaluations else {},
-                "pictures": {split: len(rows) for split, rows in data.items() if isinstance(rows, Sized)},
+                "images": {split: len(rows) for split, rows in data.items() if isinstance(rows, Sized)},
                 "versions": {"transformers": transformers_version, "torch": torch_version},
             }
         )

@@ -23,7 +23,7 @@ def origin_of(
     return {
         "dataset_id": hub_name(data_args.dataset_name),
         "evaluation_split": "validation" if "validation" in splits else "test",
-        "pictures": {} if data_args.streaming else {name: len(split) for name, split in splits.items()},
+        "images": {} if data_args.streaming else {name: len(split) for name, split in splits.items()},
         **(licence_of(model_args.model_name_or_path) if model_args.model_name_or_path else {}),
         **({"license": model_args.license} if model_args.license else {}),
     }

@@ -23,11 +23,11 @@ from .labels import encoded, require_trained_classes
 
 logger = logging.get_logger(__name__)
 
-PICTURE_BYTES = "picture_bytes"
-PICTURE_SHAPE = "picture_shape"
+IMAGE_BYTES = "decoded_image_bytes"
+IMAGE_SHAPE = "decoded_image_shape"
 
 
-def load_pictures(
+def load_images(
     data_args: DataTrainingArguments, model_args: ModelArguments, seed: int, training: bool = False
 ) -> dict[str, Any]:
     """
@@ -51,11 +51,11 @@ def load_pictures(
         splits = load_splits(data_args, model_args)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"expected images and labels that `datasets` can load in {source}, got: {error}") from error
-    pictures = {name: checked(split, name, data_args) for name, split in named_splits(splits).items()}
-    pictures = encoded(pictures, data_args.label_column_name)
+    checked_splits = {name: checked(split, name, data_args) for name, split in named_splits(splits).items()}
+    labelled = encoded(checked_splits, data_args.label_column_name)
     if training:
-        require_trained_classes(pictures, data_args.label_column_name)
-    return divided(pictures, data_args, seed)
+        require_trained_classes(labelled, data_args.label_column_name)
+    return divided(labelled, data_args, seed)
 
 
 def source_of(data_args: DataTrainingArguments) -> str:
@@ -223,8 +223,8 @@ def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> dataset
     image = data_args.image_column_name
     features = datasets.Features(
         {
-            PICTURE_BYTES: datasets.Value("binary"),
-            PICTURE_SHAPE: datasets.Sequence(datasets.Value("int64"), length=2),
+            IMAGE_BYTES: datasets.Value("binary"),
+            IMAGE_SHAPE: datasets.Sequence(datasets.Value("int64"), length=2),
             **{name: feature for name, feature in split.features.items() if name != image},
         }
     )
@@ -240,8 +240,8 @@ def decode(split: datasets.Dataset, data_args: DataTrainingArguments) -> dataset
 
 def decoded_row(row: Mapping[str, Any], index: int, image: str) -> dict[str, Any]:
     """One row with the image as bytes of (height, width, 3) uint8."""
-    picture = decoded(row[image], index)
-    return {PICTURE_BYTES: picture.tobytes(), PICTURE_SHAPE: [picture.height, picture.width]}
+    found = decoded(row[image], index)
+    return {IMAGE_BYTES: found.tobytes(), IMAGE_SHAPE: [found.height, found.width]}
 
 
 def decoded(image: Any, index: int, needed: Needed | None = None) -> PILImage.Image:
@@ -255,7 +255,7 @@ def decoded(image: Any, index: int, needed: Needed | None = None) -> PILImage.Im
         ) from error
 
 
-class PictureDataset(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
     """
     The rows of a split as the collator takes them, each with its number as `"index"`.
 
@@ -280,10 +280,10 @@ class PictureDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         columns = self.split[indices]
-        if PICTURE_BYTES in columns:
+        if IMAGE_BYTES in columns:
             images: list[Any] = [
                 np.frombuffer(data, np.uint8).reshape(*shape, 3)
-                for data, shape in zip(columns.pop(PICTURE_BYTES), columns.pop(PICTURE_SHAPE), strict=True)
+                for data, shape in zip(columns.pop(IMAGE_BYTES), columns.pop(IMAGE_SHAPE), strict=True)
             ]
         else:
             rows_of = zip(columns[self.image_column], indices, strict=True)
@@ -296,14 +296,14 @@ class PictureDataset(torch.utils.data.Dataset):
 def as_rows(
     split: Any, data_args: DataTrainingArguments, shuffle_seed: int | None = None, needed: Needed | None = None
 ) -> Any:
-    """A split as the trainer takes it: [`PictureDataset`], or a stream (shuffled if asked) with numbered rows."""
+    """A split as the trainer takes it: [`ImageDataset`], or a stream (shuffled if asked) with numbered rows."""
     if isinstance(split, IterableDataset):
         if shuffle_seed is not None:
             split = split.shuffle(seed=shuffle_seed, buffer_size=data_args.shuffle_buffer_size)
         return split.map(numbered, with_indices=True)
     if data_args.decode_once:
         split = decode(split, data_args)
-    return PictureDataset(split, data_args.image_column_name, needed)
+    return ImageDataset(split, data_args.image_column_name, needed)
 
 
 def numbered(row: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -280,7 +280,7 @@ class SeededCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            features (`list[dict]`): Pictures, each with its number in the data set under `"index"`.
+            features (`list[dict]`): Images, each with its number in the data set under `"index"`.
 
         Returns:
             `dict[str, torch.Tensor]`: What the wrapped collator returns; with `num_views` beside it `image_indices`

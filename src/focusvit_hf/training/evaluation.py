@@ -13,7 +13,7 @@ import torch
 from transformers import EvalPrediction, pipeline
 
 from .arguments import DataTrainingArguments
-from .data import PictureDataset
+from .data import ImageDataset
 
 
 # The scores that are asked for: those of the first five classes, or of all where there are fewer.
@@ -94,7 +94,7 @@ def measure(
         "image-classification", model=str(folder), batch_size=batch_size, device=device, dtype=torch.float32
     )
     numbers = classifier.model.config.label2id
-    rows = PictureDataset(split, data_args.image_column_name)
+    rows = ImageDataset(split, data_args.image_column_name)
     images = (rows[index][data_args.image_column_name] for index in range(len(rows)))
     answers = classifier(images, top_k=min(LARGEST_K, len(numbers)))
     ranks = [[numbers[entry["label"]] for entry in answer] for answer in answers]

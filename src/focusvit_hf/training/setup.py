@@ -18,7 +18,7 @@ from ..utils.names import check_identifier
 from .arguments import DataTrainingArguments, ModelArguments, TrainingArguments, json_object, public_arguments
 from .augmentation import AugmentationConfig
 from .card import card_of, origin_of
-from .data import as_rows, class_names, load_pictures
+from .data import as_rows, class_names, load_images
 from .data_collator import FocusViTDataCollator, SeededCollator
 from .distillation import Distillation
 from .elastic import ElasticKeepRatio, ElasticSuperpixels
@@ -74,7 +74,7 @@ def set_up(
     """
     begin(model_args, args)
     with args.main_process_first(desc="loading the data"):
-        splits = load_pictures(data_args, model_args, args.seed, args.do_train)
+        splits = load_images(data_args, model_args, args.seed, args.do_train)
     evaluation = evaluation_split(splits, data_args, args)
     seed_everything(args)
     image, label = data_args.image_column_name, data_args.label_column_name
