@@ -2,9 +2,11 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import compare, edges, keep, peers, sheet, tables, taught, teacher
+from experiments.dense import compare, edges, keep, peers, sheet, soup, tables, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 from focusvit_hf.hub.model_card import check_card
@@ -177,6 +179,56 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     assert card.index("It finds squares.") < card.index("## Model")
     with pytest.raises(ValueError, match="expected a new or an empty folder"):
         keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows)
+
+
+def test_runs_are_mixed_as_long_as_the_held_out_images_gain(tmp_path, capsys):
+    images, masks = squares(8, 4)
+    levels = [Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)) for image in images]
+    columns = {"image": levels, "mask": [Image.fromarray(mask) for mask in masks.byte().numpy()]}
+    features = Features(image=datasets.Image(), mask=datasets.Image())
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    write_json(tmp_path / "data" / "labels.json", ["ground", "figure"])
+    arguments = {"data_dir": "data/squares", "seed": 7, "train_val_split": 0.25}
+    log = {"arguments": arguments, "figures": {"eval_loss": 1.0}, "wall_time_seconds": 60.0}
+    weights, runs = {}, [tmp_path / name for name in ("one", "two", "three")]
+    for number, run in enumerate(runs):
+        model = segmenter()
+        model.config.id2label, model.config.label2id = {0: "ground", 1: "figure"}, {"ground": 0, "figure": 1}
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        model.save_pretrained(run)
+        FocusViTImageProcessor.from_model_config(model.config).save_pretrained(run)
+        write_json(run / keep.LOG_FILE, {**log, "command": f"train {number}"})
+        weights[run.name] = load_file(run / "model.safetensors")
+    command = [*map(str, runs), "--data", str(tmp_path / "data"), "--out"]
+    soup.main([*command, str(tmp_path / "mixed")])
+    mixed = json.loads((tmp_path / "mixed" / keep.LOG_FILE).read_text())
+    tried = [(entry["runs"], entry["figure"]) for entry in mixed["soup"]]
+    assert capsys.readouterr().out.splitlines() == [f"{figure:.4f}  {' + '.join(names)}" for names, figure in tried]
+    # Each alone, the best first, and then the means, of which one stays where it is no worse.
+    (best, *_), alone = tried[0][0], [figure for _, figure in tried[:3]]
+    assert alone == sorted(alone, reverse=True) and len(tried) == 5
+    kept, figure = [best], alone[0]
+    for names, found in tried[3:]:
+        assert names[:-1] == kept
+        kept, figure = (names, found) if found >= figure else (kept, figure)
+    found = load_file(tmp_path / "mixed" / "model.safetensors")
+    for name, tensor in found.items():
+        expected = sum(weights[run][name] for run in kept) / len(kept)
+        torch.testing.assert_close(tensor, expected.to(tensor.dtype))
+    assert mixed["figures"]["eval_image_iou_figure"] == pytest.approx(figure) and "eval_loss" not in mixed["figures"]
+    assert mixed["wall_time_seconds"] == 60 * len(kept) and mixed["command"].count("train ") == len(kept)
+    assert mixed["command"].endswith("--data data/squares --out runs/mixed")
+
+    write_json(runs[0] / keep.LOG_FILE, {**log, "arguments": {**arguments, "seed": 8}})
+    with pytest.raises(ValueError, match=r"one --seed and one --train_val_split, got \[\(7, 0.25\), \(8, 0.25\)\]"):
+        soup.main([*command, str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="Expected runs of one model, got weights of other names or shapes"):
+        soup.mean_of([{"a": torch.ones(2)}, {"a": torch.ones(3)}])
+    assert not (tmp_path / "other").exists()
 
 
 @given(st.integers(0, 2**31), st.integers(192, 320), st.integers(192, 320))
