@@ -58,6 +58,7 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         log["base_model"] = f"./{log['arguments']['model_name_or_path']}"
     if license is not None:
         log["license"] = license
+    log["images"] = {**log["images"], "test": len(rows)}
     with new_folder(target) as folder:
         write_whole(folder / SAFE_WEIGHTS_NAME, in_half(run / SAFE_WEIGHTS_NAME))
         for name in ("config.json", "preprocessor_config.json"):
@@ -65,7 +66,6 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         find: Any = pipeline("image-segmentation", model=str(folder), dtype=torch.float32)
         figures = measured(find, rows)
         log["figures"] = {**log["figures"], **{f"test_{name}": value for name, value in figures.items()}}
-        log["images"] = {**log["images"], "test": len(rows)}
         write_json(folder / LOG_FILE, log)
         record = TrainingRecord.from_log(log)
         card = str(model_card(find.model, target.name, location=f"model_cards/{target.name}", record=record))

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.dense import compare, edges, keep, peers, sheet, soup, tables, taught, teacher
+from experiments.dense import compare, edges, finish, keep, peers, sheet, tables, taught, teacher
 from focusvit_hf import FocusViTConfig, FocusViTForSemanticSegmentation, FocusViTImageProcessor
 from focusvit_hf.explanation import Segmentation
 from focusvit_hf.hub.model_card import check_card
@@ -181,7 +181,7 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
         keep.keep(tmp_path / "run", tmp_path / "focusvit-mine", rows)
 
 
-def test_runs_are_mixed_as_long_as_the_held_out_images_gain(tmp_path, capsys):
+def test_runs_are_averaged_and_the_last_class_shifted_as_long_as_the_held_out_images_gain(tmp_path, capsys):
     images, masks = squares(8, 4)
     levels = [Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)) for image in images]
     columns = {"image": levels, "mask": [Image.fromarray(mask) for mask in masks.byte().numpy()]}
@@ -203,31 +203,38 @@ def test_runs_are_mixed_as_long_as_the_held_out_images_gain(tmp_path, capsys):
         FocusViTImageProcessor.from_model_config(model.config).save_pretrained(run)
         write_json(run / keep.LOG_FILE, {**log, "command": f"train {number}"})
         weights[run.name] = load_file(run / "model.safetensors")
-    command = [*map(str, runs), "--data", str(tmp_path / "data"), "--out"]
-    soup.main([*command, str(tmp_path / "mixed")])
+    command = [*map(str, runs), "--data", str(tmp_path / "data"), "--shifts", "0", "-0.6", "40", "--out"]
+    finish.main([*command, str(tmp_path / "mixed")])
     mixed = json.loads((tmp_path / "mixed" / keep.LOG_FILE).read_text())
-    tried = [(entry["runs"], entry["figure"]) for entry in mixed["soup"]]
-    assert capsys.readouterr().out.splitlines() == [f"{figure:.4f}  {' + '.join(names)}" for names, figure in tried]
-    # Each alone, the best first, and then the means, of which one stays where it is no worse.
-    (best, *_), alone = tried[0][0], [figure for _, figure in tried[:3]]
-    assert alone == sorted(alone, reverse=True) and len(tried) == 5
+    tried = [(entry["runs"], entry["shift"], entry["figure"]) for entry in mixed["tried"]]
+    lines = [f"{figure:.4f}  {shift:+.1f}  {' + '.join(names)}" for names, shift, figure in tried]
+    assert capsys.readouterr().out.splitlines() == lines
+    # Each alone, the best first, then the means, of which one stays where it is no worse, then the shifts.
+    (best, *_), alone = tried[0][0], [figure for *_, figure in tried[:3]]
+    assert alone == sorted(alone, reverse=True) and [shift for _, shift, _ in tried] == [0.0] * 6 + [-0.6, 40.0]
     kept, figure = [best], alone[0]
-    for names, found in tried[3:]:
+    for names, _, found in tried[3:5]:
         assert names[:-1] == kept
         kept, figure = (names, found) if found >= figure else (kept, figure)
+    assert all(names == kept for names, *_ in tried[5:]) and tried[5][-1] == figure
+    # Where all is taken for the figure, its IoU is the share that it has.
+    assert tried[7][-1] == pytest.approx(50 * 50 / 112**2, abs=1e-3)
+    shift, figure = max(tried[5:], key=lambda entry: entry[2])[1:]
     found = load_file(tmp_path / "mixed" / "model.safetensors")
     for name, tensor in found.items():
         expected = sum(weights[run][name] for run in kept) / len(kept)
+        if name == finish.BIAS:
+            expected[-1] += shift
         torch.testing.assert_close(tensor, expected.to(tensor.dtype))
     assert mixed["figures"]["eval_image_iou_figure"] == pytest.approx(figure) and "eval_loss" not in mixed["figures"]
     assert mixed["wall_time_seconds"] == 60 * len(kept) and mixed["command"].count("train ") == len(kept)
-    assert mixed["command"].endswith("--data data/squares --out runs/mixed")
+    assert mixed["command"].endswith(f"--shifts {shift:g} --data data/squares --out runs/mixed")
 
     write_json(runs[0] / keep.LOG_FILE, {**log, "arguments": {**arguments, "seed": 8}})
     with pytest.raises(ValueError, match=r"one --seed and one --train_val_split, got \[\(7, 0.25\), \(8, 0.25\)\]"):
-        soup.main([*command, str(tmp_path / "other")])
+        finish.main([*command, str(tmp_path / "other")])
     with pytest.raises(ValueError, match="Expected runs of one model, got weights of other names or shapes"):
-        soup.mean_of([{"a": torch.ones(2)}, {"a": torch.ones(3)}])
+        finish.mean_of([{"a": torch.ones(2)}, {"a": torch.ones(3)}])
     assert not (tmp_path / "other").exists()
 
 

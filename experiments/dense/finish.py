@@ -1,12 +1,15 @@
 """
-One segmenter of several: the mean of the weights of runs that began from the same checkpoint.
+What is chosen of a segmenter after its training, on the images that it held out: which runs' weights are averaged, and
+how sure it has to be of its last class.
 
-    python -m experiments.dense.soup runs/ecssd-1 runs/ecssd-2 runs/ecssd-3 --data ../shared/data/ecssd --out runs/soup
+    python -m experiments.dense.finish runs/one runs/two runs/three --data ../shared/data/ecssd --out runs/done
 
-Runs are added the best first, and stay where the figure of the mean does not fall: the greedy soup of Wortsman et al.
-2022 ("Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference
-time", arXiv 2203.05482, recipe 1). The figure is the IoU of the last class, a mean over the images that all runs held
-out, each at its own size through the pipeline. `--out` is a folder like that of a run, for `experiments.dense.keep`.
+Runs that began from the same checkpoint are added the best first, and stay where the figure of the mean of their
+weights does not fall: the greedy soup of Wortsman et al. 2022 ("Model soups: averaging weights of multiple fine-tuned
+models improves accuracy without increasing inference time", arXiv 2203.05482, recipe 1). Then each of `--shifts` is
+added to the bias of the last class: crops of the training show more of the figure than whole images do, and shift what
+is to be expected of it. The figure is the IoU of the last class, a mean over the held-out images, each at its own size
+through the pipeline. `--out` is a folder like that of a run, for `experiments.dense.keep`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from focusvit_hf.utils.files import new_folder, read_json, write_json, write_who
 
 
 Weights = dict[str, torch.Tensor]
+BIAS = "segmentation_head.classifier.bias"
+# Of the logits of the last class; none comes first, so that it stays where the others are no better.
+SHIFTS = (0.0, -0.3, -0.6, -0.9, -1.2, -1.5, 0.3)
 
 
 def mean_of(weights: Sequence[Weights]) -> Weights:
@@ -66,48 +72,62 @@ def held_out(logs: Sequence[dict[str, Any]], data: Path) -> Any:
     return rows.cast_column(options.image_column_name, datasets.Image())
 
 
-def command_of(runs: Sequence[Path], data: str, target: Path) -> str:
-    """The command that repeats the mean of these runs, without the places of this machine."""
+def shifted(weights: Weights, shift: float) -> Weights:
+    """With `shift` added to the logits of the last class."""
+    bias = weights[BIAS].clone()
+    bias[-1] += shift
+    return {**weights, BIAS: bias}
+
+
+def command_of(runs: Sequence[Path], shift: float, data: str, target: Path) -> str:
+    """The command that repeats the outcome, without the places of this machine."""
     names = " ".join(f"runs/{run.name}" for run in runs)
-    return f"python -m experiments.dense.soup {names} --data {data} --out runs/{target.name}"
+    return f"python -m experiments.dense.finish {names} --shifts {shift:g} --data {data} --out runs/{target.name}"
 
 
-def soup(runs: Sequence[Path], target: Path, data: Path) -> list[tuple[list[str], float]]:
+def finish(runs: Sequence[Path], target: Path, data: Path, shifts: Sequence[float] = SHIFTS) -> list[dict[str, Any]]:
     """
     Writes the folder `target`, which must not be there yet.
 
     Returns:
-        list of (names of the runs, figure in 0..1): each run alone, the best first, then each mean that was tried.
+        list of `runs` (names), `shift` and `figure` (in 0..1): each run alone, the best first, then each mean that was
+        tried, then each shift.
     """
     logs = {run: read_json(run / LOG_FILE) for run in runs}
     weights = {run: load_file(run / SAFE_WEIGHTS_NAME) for run in runs}
     mean_of(list(weights.values()))
     rows = held_out(list(logs.values()), data)
+    tried: list[dict[str, Any]] = []
 
-    def figures_of(run: Path, chosen: Weights) -> dict[str, float]:
-        find: Any = pipeline("image-segmentation", model=str(run), dtype=torch.float32)
-        find.model.load_state_dict(chosen)
+    def figures_of(names: Sequence[Path], shift: float = 0.0) -> dict[str, float]:
+        find: Any = pipeline("image-segmentation", model=str(names[0]), dtype=torch.float32)
+        find.model.load_state_dict(shifted(mean_of([weights[name] for name in names]), shift))
         figures = measured(find, rows)
-        return {"figure": figures[f"image_iou_{class_names(find.model.config)[-1]}"], **figures}
+        figures["figure"] = figures[f"image_iou_{class_names(find.model.config)[-1]}"]
+        tried.append({"runs": [name.name for name in names], "shift": shift, "figure": figures["figure"]})
+        return figures
 
-    alone = {run: figures_of(run, weights[run])["figure"] for run in runs}
-    order = sorted(runs, key=lambda run: -alone[run])
-    tried = [([run.name], alone[run]) for run in order]
-    best, *others = order
-    kept, figures = [best], figures_of(best, weights[best])
+    alone = {run: figures_of([run]) for run in runs}
+    tried.sort(key=lambda entry: -entry["figure"])
+    best, *others = sorted(runs, key=lambda run: -alone[run]["figure"])
+    kept, figures, chosen = [best], alone[best], 0.0
     for run in others:
-        found = figures_of(best, mean_of([weights[each] for each in [*kept, run]]))
-        tried.append(([each.name for each in [*kept, run]], found["figure"]))
+        found = figures_of([*kept, run])
         if found["figure"] >= figures["figure"]:
             kept, figures = [*kept, run], found
-    log = logs[best] | {"soup": [{"runs": names, "figure": figure} for names, figure in tried]}
+    for shift in shifts:
+        found = figures_of(kept, shift)
+        if shift == shifts[0] or found["figure"] > figures["figure"]:
+            chosen, figures = shift, found
+    log = logs[best] | {"tried": tried}
     # The learning of the mean is that of all its runs.
-    mixing = command_of(kept, log["arguments"]["data_dir"], target)
-    log["command"] = "\n".join([*(logs[run]["command"] for run in kept), mixing])
+    last = command_of(kept, chosen, log["arguments"]["data_dir"], target)
+    log["command"] = "\n".join([*(logs[run]["command"] for run in kept), last])
     log["wall_time_seconds"] = sum(logs[run]["wall_time_seconds"] for run in kept)
     log["figures"] = {f"eval_{name}": value for name, value in figures.items() if name != "figure"}
     with new_folder(target) as folder:
-        write_whole(folder / SAFE_WEIGHTS_NAME, save(mean_of([weights[run] for run in kept]), {"format": "pt"}))
+        finished = shifted(mean_of([weights[run] for run in kept]), chosen)
+        write_whole(folder / SAFE_WEIGHTS_NAME, save(finished, {"format": "pt"}))
         for name in ("config.json", "preprocessor_config.json"):
             shutil.copy(best / name, folder / name)
         write_json(folder / LOG_FILE, log)
@@ -120,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders that `focusvit train --task segmentation` wrote")
     parser.add_argument("--data", type=Path, required=True, help="folder of parquet files that they were trained on")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--shifts", type=float, nargs="+", default=list(SHIFTS), help="of the last class, in logits")
     args = parser.parse_args(argv)
-    for names, figure in soup(args.runs, args.out, args.data):
-        print(f"{figure:.4f}  {' + '.join(names)}")
+    for entry in finish(args.runs, args.out, args.data, args.shifts):
+        print(f"{entry['figure']:.4f}  {entry['shift']:+.1f}  {' + '.join(entry['runs'])}")
 
 
 if __name__ == "__main__":
