@@ -30,7 +30,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.dense.peers import PEERS, SEGFORMER, build_peer
+from experiments.dense.peers import PEERS, SEGFORMER, build_peer, settle_batch_norms
 from experiments.micro.arguments import add_options, parser_of
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
@@ -77,8 +77,10 @@ def networks(size: tuple[int, int], classes: int, tokens: Sequence[int]) -> dict
     made["the same stem, grid of 400 tiles, full"] = FocusViTForSemanticSegmentation(
         FocusViTConfig(**grid, layer_types=["full_attention"] * 12)
     )
-    # Convolutions are faster with the channels last.
-    made |= {name: build_peer(name, labels["id2label"]).to(memory_format=torch.channels_last) for name in PEERS}
+    for name in PEERS:
+        # Convolutions are faster with the channels last.
+        peer: Any = build_peer(name, labels["id2label"])
+        made[name] = settle_batch_norms(peer.to(memory_format=torch.channels_last), photograph(size))
     return {name: model.eval() for name, model in made.items()}
 
 

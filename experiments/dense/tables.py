@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from experiments.dense.compare import PEER_ROWS, QUESTION, Row
+from experiments.dense.peers import settle_batch_norms
 from experiments.dense.speed import call_of, photograph
 from experiments.frontier.panels import GRID, OURS, PEER, Point, draw
 from experiments.micro.arguments import add_options, parser_of
@@ -73,6 +74,8 @@ def times_of(names: Sequence[str], side: int, repeats: int) -> dict[str, dict[st
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     torch.manual_seed(0)
     models = {name: Row(name, side, "sdpa").model.eval() for name in names}
+    for name in PEER_ROWS.keys() & models.keys():
+        settle_batch_norms(models[name], photograph((side, side)))
     for batch in BATCHES:
         pixels = photograph((side, side)).repeat(batch, 1, 1, 1)
         calls = {name: call_of(model, pixels) for name, model in models.items()}

@@ -318,3 +318,27 @@ def test_peers_are_those_of_transformers_and_no_others():
         assert peers.build_peer(name, {0: "ground", 1: "figure"}).config.num_labels == 2
     with pytest.raises(ValueError, match="got 'U-Net'"):
         peers.build_peer("U-Net", {0: "ground"})
+
+
+def test_an_untrained_peer_that_is_timed_has_activations_like_a_trained_one():
+    torch.manual_seed(0)
+    least = []
+
+    def note(module, given, found):
+        least.append(float(found.abs().max()))
+
+    peer = peers.build_peer(peers.MOBILEVIT, {0: "ground", 1: "figure"}).eval()
+    norms = [module for module in peer.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(note)
+    pixels = torch.rand(1, 3, 160, 160) * 2 - 1
+    with torch.no_grad():
+        peer(pixels)
+        before, momenta = min(least), [norm.momentum for norm in norms]
+        least.clear()
+        assert peers.settle_batch_norms(peer, pixels) is peer and not peer.training
+        least.clear()
+        peer(pixels)
+    # The smallest normal number of float32 is about 1e-38.
+    assert before < 1e-37 and min(least) > 1e-6
+    assert [norm.momentum for norm in norms] == momenta
