@@ -97,9 +97,7 @@ class Row:
         self.model: nn.Module
         labels = {0: "ground", 1: "figure"}
         if name in PEER_ROWS:
-            peer: Any = build_peer(PEER_ROWS[name], labels)
-            # Convolutions are faster so.
-            self.model = peer.to(memory_format=torch.channels_last)
+            self.model = build_peer(PEER_ROWS[name], labels)
             steady_batch_norms(self.model)
             self.processor = FocusViTImageProcessor(size={"height": side, "width": side}, do_superpixels=False)
             return

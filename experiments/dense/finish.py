@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,35 +100,39 @@ def finish(runs: Sequence[Path], target: Path, data: Path, shifts: Sequence[floa
     rows = held_out(list(logs.values()), data)
     tried: list[dict[str, Any]] = []
 
-    def figures_of(names: Sequence[Path], shift: float = 0.0) -> dict[str, float]:
+    def mixed(names: Sequence[Path], shift: float) -> Weights:
+        return shifted(mean_of([weights[name] for name in names]), shift)
+
+    @cache
+    def measured_of(names: tuple[Path, ...], shift: float) -> dict[str, float]:
         find: Any = pipeline("image-segmentation", model=str(names[0]), dtype=torch.float32)
-        find.model.load_state_dict(shifted(mean_of([weights[name] for name in names]), shift))
+        find.model.load_state_dict(mixed(names, shift))
         figures = measured(find, rows)
-        figures["figure"] = figures[f"image_iou_{class_names(find.model.config)[-1]}"]
+        return {**figures, "figure": figures[f"image_iou_{class_names(find.model.config)[-1]}"]}
+
+    def figures_of(names: Sequence[Path], shift: float = 0.0) -> dict[str, float]:
+        figures = measured_of(tuple(names), shift)
         tried.append({"runs": [name.name for name in names], "shift": shift, "figure": figures["figure"]})
         return figures
 
     alone = {run: figures_of([run]) for run in runs}
     tried.sort(key=lambda entry: -entry["figure"])
     best, *others = sorted(runs, key=lambda run: -alone[run]["figure"])
-    kept, figures, chosen = [best], alone[best], 0.0
+    kept, figure = [best], alone[best]["figure"]
     for run in others:
-        found = figures_of([*kept, run])
-        if found["figure"] >= figures["figure"]:
-            kept, figures = [*kept, run], found
-    for shift in shifts:
-        found = figures_of(kept, shift)
-        if shift == shifts[0] or found["figure"] > figures["figure"]:
-            chosen, figures = shift, found
+        found = figures_of([*kept, run])["figure"]
+        if found >= figure:
+            kept, figure = [*kept, run], found
+    by_shift = {shift: figures_of(kept, shift) for shift in shifts}
+    chosen = max(by_shift, key=lambda shift: by_shift[shift]["figure"])
     log = logs[best] | {"tried": tried}
     # The learning of the mean is that of all its runs.
     last = command_of(kept, chosen, log["arguments"]["data_dir"], target)
     log["command"] = "\n".join([*(logs[run]["command"] for run in kept), last])
     log["wall_time_seconds"] = sum(logs[run]["wall_time_seconds"] for run in kept)
-    log["figures"] = {f"eval_{name}": value for name, value in figures.items() if name != "figure"}
+    log["figures"] = {f"eval_{name}": value for name, value in by_shift[chosen].items() if name != "figure"}
     with new_folder(target) as folder:
-        finished = shifted(mean_of([weights[run] for run in kept]), chosen)
-        write_whole(folder / SAFE_WEIGHTS_NAME, save(finished, {"format": "pt"}))
+        write_whole(folder / SAFE_WEIGHTS_NAME, save(mixed(kept, chosen), {"format": "pt"}))
         for name in ("config.json", "preprocessor_config.json"):
             shutil.copy(best / name, folder / name)
         write_json(folder / LOG_FILE, log)

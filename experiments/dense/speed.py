@@ -77,10 +77,7 @@ def networks(size: tuple[int, int], classes: int, tokens: Sequence[int]) -> dict
     made["the same stem, grid of 400 tiles, full"] = FocusViTForSemanticSegmentation(
         FocusViTConfig(**grid, layer_types=["full_attention"] * 12)
     )
-    for name in PEERS:
-        # Convolutions are faster with the channels last.
-        peer: Any = build_peer(name, labels["id2label"])
-        made[name] = settle_batch_norms(peer.to(memory_format=torch.channels_last), photograph(size))
+    made |= {name: settle_batch_norms(build_peer(name, labels["id2label"]), photograph(size)) for name in PEERS}
     return {name: model.eval() for name, model in made.items()}
 
 

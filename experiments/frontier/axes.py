@@ -49,6 +49,18 @@ def ticks_between(low: float, high: float) -> Iterator[float]:
     yield from found
 
 
+def speed_axis(axes: Any, low: float, high: float) -> None:
+    """A logarithmic horizontal axis from `low` to `high`, with a grid behind the points."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks := list(ticks_between(low, high)), [f"{tick:g}" for tick in ticks])
+    axes.grid(color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
 def name_points(figure: Any, axes: Any, names: Sequence[Name], others: Sequence[tuple[float, float]] = ()) -> None:
     """
     Puts each name where it covers least of the points, of the names before it, and of what is outside.

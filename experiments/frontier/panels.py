@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.frontier.axes import Name, name_points, ticks_between
+from experiments.frontier.axes import Name, name_points, speed_axis
 from focusvit_hf.benchmark.plots import DPI, STYLE, require_matplotlib
 
 
@@ -60,7 +60,6 @@ def draw(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
     batches = list(points[0].speed)
     with rc_context({**STYLE, "font.size": 9}):
@@ -78,13 +77,9 @@ def draw(
             axes.set_xscale("log")
             # A name stands beside its point.
             low, high = axes.get_xlim()[0] / 1.2, axes.get_xlim()[1] * 1.2
-            axes.set_xlim(low, high)
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xticks(ticks := list(ticks_between(low, high)), [f"{tick:g}" for tick in ticks])
+            speed_axis(axes, low, high)
             axes.margins(y=0.15)
             axes.set_xlabel(f"images per second, batch of {batch} (logarithmic)")
-            axes.grid(color="#E6E6E6", linewidth=0.7)
-            axes.set_axisbelow(True)
         first = figure.axes[0]
         first.set_ylabel(quality)
         for kind, (colour, marker) in styles.items():

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.frontier.axes import Name, name_points, ticks_between
+from experiments.frontier.axes import Name, name_points, speed_axis
 from experiments.frontier.rows import DENSE, FAMILIES, GRID, GRID_LATENT, LARGER, LATENT, OURS, PEERS, WIDER
 from focusvit_hf.benchmark.plots import DPI, STYLE, require_matplotlib
 
@@ -100,15 +100,7 @@ def _draw_family(axes: Any, rows: Sequence[Mapping[str, Any]], family: str, batc
 
 
 def _finish_axes(axes: Any, rows: Sequence[Mapping[str, Any]], batch: str) -> None:
-    from matplotlib.ticker import NullLocator
-
     speeds, _ = _places(rows, batch)
-    low, high = min(speeds) / 1.12, max(speeds) * 1.2
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks := list(ticks_between(low, high)), [f"{tick:g}" for tick in ticks])
-    axes.grid(color="#E6E6E6", linewidth=0.7)
-    axes.set_axisbelow(True)
+    speed_axis(axes, min(speeds) / 1.12, max(speeds) * 1.2)
     axes.set_xlabel(f"images per second, JPEG to class, batch {batch} (logarithmic): faster to the right")
     axes.set_ylabel("accuracy on the test split, %")

@@ -58,9 +58,7 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
     path = cache / f"{folder.name}-{split}-{size}.safetensors"
     if not path.is_file():
         rows = datasets.load_dataset("parquet", data_dir=str(folder), split=split)
-        images = np.stack([shrunk(image, size) for image in rows["image"]])
-        tensors = {"images": torch.from_numpy(images).contiguous(), "labels": torch.tensor(rows["label"])}
-        write_whole(path, save(tensors))
+        write_whole(path, save({"images": _shrunk_rows(rows, size), "labels": torch.tensor(rows["label"])}))
     tensors = load_file(path)
     return Pictures(tensors["images"], tensors["labels"])
 
@@ -84,9 +82,12 @@ def load_images(folder: Path, split: str, size: int, cache: Path = CACHE) -> tor
         if not folder.is_dir():
             raise ValueError(f"expected a folder of parquet files, got {folder}")
         rows = datasets.load_dataset("parquet", data_dir=str(folder), split=split).select_columns("image")
-        images = np.stack([shrunk(image, size) for image in rows["image"]])
-        write_whole(path, save({"images": torch.from_numpy(images).contiguous()}))
+        write_whole(path, save({"images": _shrunk_rows(rows, size)}))
     return load_file(path)["images"]
+
+
+def _shrunk_rows(rows: datasets.Dataset, size: int) -> torch.Tensor:
+    return torch.from_numpy(np.stack([shrunk(image, size) for image in rows["image"]])).contiguous()
 
 
 def shrunk(image: Image.Image, size: int) -> np.ndarray:
