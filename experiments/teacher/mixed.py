@@ -7,13 +7,16 @@ between the classes, where the teacher still has an answer (Beyer et al. 2022, a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 from torch import nn
 
-from experiments.teacher.bank import JITTER, Lesson
+from experiments.teacher.bank import Lesson
 from experiments.teacher.efficientnet import SIZE, EfficientNetLite0, fold_batch_norms
+from experiments.teacher.recipe import Recipe
 from focusvit_hf.training.augmentation import (
     AugmentationConfig,
     color_jitter,
@@ -23,19 +26,43 @@ from focusvit_hf.training.augmentation import (
 )
 
 
-CROP_SCALE = (0.2, 1.0)
+def random_rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
+    """
+    Images `(batch_size, 3, height, width)`, each turned about its middle by an angle uniform in ± `degrees`: bilinear,
+    and what comes in at a corner is the mirror image, since a black one would get superpixels of its own.
+    """
+    angles = (torch.rand(len(images)) * 2 - 1) * math.radians(degrees)
+    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    turns = torch.stack([torch.stack([cos, -sin, none], dim=1), torch.stack([sin, cos, none], dim=1)], dim=1)
+    grid = nn.functional.affine_grid(turns, list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def mixed_views(
     images: torch.Tensor,
-    scale: tuple[float, float],
-    jitter: tuple[float, float, float],
+    scale: Sequence[float],
+    jitter: Sequence[float],
     mix: AugmentationConfig,
     side: int = SIZE,
+    rotation: float = 0.0,
 ) -> tuple[torch.Tensor, bool]:
-    """New views `(batch_size, 3, side, side)` in 0..1 of 8-bit images, and whether the batch was mixed."""
-    views = random_resized_crop(images, (side, side), scale, dtype=torch.float32)
-    views = color_jitter(random_horizontal_flip(views), *jitter)
+    """
+    New views `(batch_size, 3, side, side)` in 0..1 of 8-bit images, and whether the batch was mixed.
+
+    Args:
+        images (`torch.ByteTensor` of shape `(batch_size, 3, height, width)`): Whole images.
+        scale (`float`, `float`): Least and largest share of an image that a view shows.
+        jitter (three of `float`): Strength of brightness, contrast and saturation, see `color_jitter`.
+        mix (`AugmentationConfig`): How images are mixed.
+        side (`int`): Of the views, in pixels.
+        rotation (`float`): Degrees by which a view is turned at most.
+    """
+    least, largest = scale
+    brightness, contrast, saturation = jitter
+    views = random_resized_crop(images, (side, side), (least, largest), dtype=torch.float32)
+    if rotation:
+        views = random_rotation(views, rotation)
+    views = color_jitter(random_horizontal_flip(views), brightness, contrast, saturation)
     # A place in the batch stands for a class, so that the mix tells whether it took place.
     places = torch.eye(len(images))
     views, shares = random_mix(views, places, mix)
@@ -48,31 +75,33 @@ class MixedTeaching:
 
     Args:
         images (`torch.ByteTensor` of shape `(num_images, 3, 224, 224)`): All training images.
-        mix (`float`): Share of the batches that are mixed, one half by mixup, one by cutmix, each with α = 1.
-        teacher_size (`int`): Side in pixels of what the teacher sees. Of 500 training images it tells 99.0 % at 224
-            px, 98.4 at 192, 97.4 at 160, 93.8 at 128.
+        recipe (`Recipe`): Its `mix`, `crop_scale`, `jitter`, `rotation` and `teacher_size` are used. Of 500 training
+            images the teacher tells 99.0 % at 224 px, 98.4 at 192, 97.4 at 160, 93.8 at 128.
     """
 
-    def __init__(self, images: torch.Tensor, mix: float, teacher_size: int = SIZE):
+    def __init__(self, images: torch.Tensor, recipe: Recipe):
         self.images = images
+        self.recipe = recipe
         self.teacher = EfficientNetLite0()
-        self.teacher_size = teacher_size
         self._asked = deepcopy(self.teacher)
         fold_batch_norms(self._asked)
         self._asked.to(torch.bfloat16)
-        self._mix = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=mix)
+        self._mix = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=recipe.mix)
 
     @torch.no_grad()
     def lesson(self, indices: torch.Tensor, labels: torch.Tensor, epoch: int, size: int) -> Lesson:
         """New views of the images numbered `indices`, drawn by torch's generator, whatever the epoch."""
-        largest = max(size, self.teacher_size)
-        views, mixed = mixed_views(self.images[indices], CROP_SCALE, JITTER, self._mix, largest)
+        recipe = self.recipe
+        largest = max(size, recipe.teacher_size)
+        views, mixed = mixed_views(
+            self.images[indices], recipe.crop_scale, recipe.jitter, self._mix, largest, recipe.rotation
+        )
         pixels = views * 2 - 1
         seen, own = (
             pixels
             if side == largest
             else nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-            for side in (self.teacher_size, size)
+            for side in (recipe.teacher_size, size)
         )
         logits = self._asked(seen.to(torch.bfloat16)).float()
         return Lesson(own, logits, None if mixed else labels)

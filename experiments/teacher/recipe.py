@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from experiments.teacher.efficientnet import SIZE
 from focusvit_hf.utils.files import read_json
+
+
+# Fields that mean something only where every view is drawn anew.
+_OF_NEW_VIEWS = {"mix", "crop_scale", "jitter", "rotation", "teacher_size", "unlabelled"}
+
+
+def _plain(recipe: Recipe, item: Field[Any]) -> bool:
+    """Whether a field has its default."""
+    factory = item.default_factory
+    return bool(getattr(recipe, item.name) == (item.default if factory is MISSING else factory()))
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Recipe:
         batch_size, learning_rate, weight_decay, warmup_epochs, ema_decay, seed: Of AdamW, its cosine and the average.
         views (`int`): Views of each image in the bank; epoch e sees view e mod views. 0: every view is a new one.
         mix (`float`): Share of the batches that are mixed where every view is new, one half by mixup, one by cutmix.
+        crop_scale, jitter, rotation: Of new views, see `mixed.mixed_views`.
         teacher_size (`int`): Side in pixels of what the teacher sees of new views.
         num_superpixels (list of `int`): What K is drawn from for each batch; empty: the configuration's own.
         label, logits, thousand, guidance (`float`): Shares of the four losses, see the module.
@@ -43,6 +54,9 @@ class Recipe:
     seed: int = 42
     views: int = 16
     mix: float = 0.0
+    crop_scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
+    jitter: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.3])
+    rotation: float = 0.0
     teacher_size: int = SIZE
     num_superpixels: list[int] = field(default_factory=list)
     label: float = 0.2
@@ -65,10 +79,15 @@ class Recipe:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        if self.views and (self.mix or self.teacher_size != SIZE or self.unlabelled):
-            raise ValueError(
-                f"expected views = 0 with mix, teacher_size or unlabelled, got a bank of {self.views} views"
-            )
+        changed = [item.name for item in fields(self) if item.name in _OF_NEW_VIEWS and not _plain(self, item)]
+        if self.views and changed:
+            raise ValueError(f"expected views = 0 with {', '.join(changed)}, got a bank of {self.views} views")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"expected crop_scale as two shares 0 < least <= largest <= 1, got {self.crop_scale}")
+        if len(self.jitter) != 3:
+            raise ValueError(f"expected jitter for brightness, contrast and saturation, got {self.jitter}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"expected rotation of 0 to 180 degrees, got {self.rotation}")
         odd = [name for name in self.unlabelled if name.count("/") != 1]
         if odd:
             raise ValueError(f"expected unlabelled images as folder/split, such as ecssd/train, got {odd}")

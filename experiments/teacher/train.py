@@ -251,11 +251,7 @@ def run(
     pictures = with_unlabelled(load_pictures(data, "train", SIZE), data, first.unlabelled)
     held_out = (torch.arange(len(pictures)) % 5 == 0) & (pictures.labels != UNLABELLED)
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
-    teaching = (
-        MixedTeaching(pictures.images, first.mix, first.teacher_size)
-        if bank is None
-        else Teaching(bank, pictures.images, first.views)
-    )
+    teaching = MixedTeaching(pictures.images, first) if bank is None else Teaching(bank, pictures.images, first.views)
     states = [begun(recipe, out, begin, split) for out, recipe in recipes.items()]
     while (epoch := min(state.epoch for state in states)) < first.epochs:
         # An interruption may have left one epoch of some of them alone.

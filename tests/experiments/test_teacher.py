@@ -100,6 +100,7 @@ def test_the_recipes_are_read_and_misspelt_ones_refused(tmp_path):
         "focusvit-tiny": 16,
         "focusvit-tiny-deep": 0,
         "focusvit-tiny-mixed": 0,
+        "focusvit-tiny-varied": 0,
         "vit-tiny": 16,
     }
     (tmp_path / "recipe.json").write_text(json.dumps({**RECIPE, "epochs": 3}))
@@ -224,7 +225,7 @@ def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pup
     indices, labels = torch.tensor([3, 1, 2]), torch.tensor([3, 1, 2])
     torch.manual_seed(0)
     for share in (0.0, 1.0):
-        teaching = mixed.MixedTeaching(images, share, 224)
+        teaching = mixed.MixedTeaching(images, train.Recipe(**MIXED | {"mix": share, "teacher_size": 224}))
         lessons = [teaching.lesson(indices, labels, 0, 224) for _ in range(4)]
         for pixels, logits, told, _ in lessons:
             assert pixels.shape == (3, 3, 224, 224) and pixels.abs().max() <= 1
@@ -232,10 +233,54 @@ def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pup
             torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
         assert not torch.equal(lessons[0][0], lessons[1][0])
     # It sees the same images at its own size.
-    teaching = mixed.MixedTeaching(images, 0.0, 112)
+    teaching = mixed.MixedTeaching(images, train.Recipe(**MIXED | {"mix": 0.0, "teacher_size": 112}))
     pixels, logits, *_ = teaching.lesson(indices, labels, 0, 112)
     assert pixels.shape == (3, 3, 112, 112)
     torch.testing.assert_close(logits, teaching.teacher(pixels), atol=0.05, rtol=0.05)
+
+
+def test_the_recipe_says_what_of_an_image_new_views_show(stand_in):
+    # A ramp from left to right shows where a view was cut out, and which way it was turned.
+    ramp = torch.arange(224, dtype=torch.uint8).expand(8, 3, 224, 224)
+    plain = {"mix": 0.0, "teacher_size": 224, "crop_scale": [1.0, 1.0], "jitter": [0.0, 0.0, 0.0]}
+    torch.manual_seed(0)
+
+    def views(**changes):
+        pixels = mixed.MixedTeaching(ramp, train.Recipe(**MIXED | plain | changes)).lesson(
+            torch.arange(8), torch.arange(8), 0, 224
+        )[0]
+        return (pixels + 1) * 127.5
+
+    whole = views()
+    # An aspect of 3 : 4 to 4 : 3 is drawn, too.
+    assert (whole.amax((1, 2, 3)) - whole.amin((1, 2, 3)) > 160).all()
+    cropped = views(crop_scale=[0.2, 0.3])
+    assert (cropped.amax((1, 2, 3)) - cropped.amin((1, 2, 3)) < 150).all()
+    assert not torch.equal(views(jitter=[0.5, 0.0, 0.0]).amax((1, 2, 3)), whole.amax((1, 2, 3)))
+    turned = views(rotation=30)
+    rise, run = (turned[:, 0].diff(dim=axis)[:, 80:140, 80:140].mean((1, 2)) for axis in (1, 2))
+    angles = torch.atan(rise / run).rad2deg()
+    assert angles.abs().max() <= 31 and angles.abs().max() > 10 and angles.unique().numel() == 8
+    # The middle stays where it is.
+    torch.testing.assert_close(turned[:, :, 111:113, 111:113].mean((1, 2, 3)), torch.full((8,), 111.5), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"views": 1, "mix": 0.0, "teacher_size": 224, "rotation": 10},
+            "expected views = 0 with rotation, got a bank",
+        ),
+        ({"crop_scale": [0.5, 0.2]}, "expected crop_scale as two shares"),
+        ({"crop_scale": [0.5]}, "expected crop_scale as two shares"),
+        ({"jitter": [0.1, 0.2]}, "expected jitter for brightness, contrast and saturation"),
+        ({"rotation": -5}, "expected rotation of 0 to 180 degrees"),
+    ],
+)
+def test_views_that_cannot_be_drawn_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        train.Recipe(**MIXED | changes)
 
 
 class Block(nn.Module):
@@ -302,7 +347,7 @@ def test_images_without_labels_are_learned_from_the_teacher_alone(stand_in, tmp_
     torch.testing.assert_close(
         train.label_loss(own, labels), nn.functional.cross_entropy(own[[0, 2]], labels[[0, 2]]) / 2
     )
-    with pytest.raises(ValueError, match="expected views = 0 with mix, teacher_size or unlabelled"):
+    with pytest.raises(ValueError, match="expected views = 0 with unlabelled, got a bank of 1 views"):
         train.Recipe(**{**RECIPE, "unlabelled": ["other/train"]})
     with pytest.raises(ValueError, match=r"as folder/split, such as ecssd/train, got \['other'\]"):
         train.Recipe(**{**MIXED, "unlabelled": ["other"]})
@@ -388,7 +433,7 @@ def test_a_bank_is_named_with_views_and_only_then(stand_in, tmp_path):
         train.run({tmp_path / "run": train.Recipe(**RECIPE)}, None, "test", every=1)
     with pytest.raises(ValueError, match=r"expected --bank with views > 0 and only then, got .* and 0 views"):
         train.run({tmp_path / "run": train.Recipe(**MIXED)}, tmp_path / "bank", "test", every=1)
-    with pytest.raises(ValueError, match="teacher_size or unlabelled, got a bank of 1 views"):
+    with pytest.raises(ValueError, match="expected views = 0 with mix, got a bank of 1 views"):
         train.Recipe(**{**RECIPE, "mix": 0.5})
     with pytest.raises(ValueError, match="expected guidance = 0 with views = 0"):
         train.Recipe(**{**MIXED, "guidance": 2.0})
