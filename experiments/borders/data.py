@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from experiments.micro.data import Pictures, shrunk
+from experiments.micro.data import Examples, shrunk
 from focusvit_hf.training.augmentation import random_horizontal_flip, random_resized_crop
 
 
@@ -105,7 +105,7 @@ def compose(
 
 
 def composites(
-    pictures: Pictures,
+    examples: Examples,
     figures: torch.Tensor,
     generator: torch.Generator,
     shares: tuple[float, float] = SHARES,
@@ -116,7 +116,7 @@ def composites(
     A blob cut out of each of some images, on the enlarged patch of any other image.
 
     Args:
-        pictures ([`Pictures`]): Square ones, two at least.
+        examples ([`Examples`]): Square ones, two at least.
         figures (`torch.LongTensor` of shape `(count,)`): Numbers of the images to cut from; half are mirrored.
         generator (`torch.Generator`): What all is drawn from.
         shares (pair of `float`), grounds (pair of `float`): See [`blobs`] and [`compose`].
@@ -129,30 +129,30 @@ def composites(
     Raises:
         ValueError: when the images are fewer than two, or no squares.
     """
-    size = pictures.images.shape[-1]
-    if len(pictures) < 2 or pictures.images.shape[-2] != size:
-        raise ValueError(f"Expected two or more square pictures, got {tuple(pictures.images.shape)}.")
+    size = examples.images.shape[-1]
+    if len(examples) < 2 or examples.images.shape[-2] != size:
+        raise ValueError(f"Expected two or more square images, got {tuple(examples.images.shape)}.")
     masks, middles = blobs(len(figures), size, generator, shares)
-    others = (figures + torch.randint(1, len(pictures), (len(figures),), generator=generator)) % len(pictures)
-    cut = random_horizontal_flip(pictures.images[figures], 0.5, generator)
+    others = (figures + torch.randint(1, len(examples), (len(figures),), generator=generator)) % len(examples)
+    cut = random_horizontal_flip(examples.images[figures], 0.5, generator)
     if middle:
         shifts = (middles - size / 2).round().long().tolist()
         cut = torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(cut, shifts, strict=True)])
-    return Composites(compose(cut, masks, pictures.images[others], generator, grounds), masks, figures)
+    return Composites(compose(cut, masks, examples.images[others], generator, grounds), masks, figures)
 
 
-def training_batches(pictures: Pictures, batch_size: int, generator: torch.Generator) -> Iterator[Composites]:
+def training_batches(examples: Examples, batch_size: int, generator: torch.Generator) -> Iterator[Composites]:
     """One epoch: a figure from each image, but for the last ones that fill no batch."""
-    for figures in torch.randperm(len(pictures), generator=generator).split(batch_size):
+    for figures in torch.randperm(len(examples), generator=generator).split(batch_size):
         if len(figures) == batch_size:
-            yield composites(pictures, figures, generator)
+            yield composites(examples, figures, generator)
 
 
-def fixed_composites(pictures: Pictures, seed: int = 0, **options: Any) -> Composites:
+def fixed_composites(examples: Examples, seed: int = 0, **options: Any) -> Composites:
     """One composite for each image, always the same ones; `options` as for [`composites`]."""
     generator = torch.Generator().manual_seed(seed)
-    chunks = torch.arange(len(pictures)).split(_CHUNK)
-    parts = [composites(pictures, chunk, generator, **options) for chunk in chunks]
+    chunks = torch.arange(len(examples)).split(_CHUNK)
+    parts = [composites(examples, chunk, generator, **options) for chunk in chunks]
     fields = ([getattr(part, name) for part in parts] for name in ("images", "masks", "figures"))
     return Composites(*(torch.cat(field) for field in fields))
 

@@ -10,7 +10,7 @@ by nearest, or interpolated between the cells of superpixels and the tiles of a 
 - `deletion`, `insertion`: area under the probability of the model's answer while the pixels ranked highest are taken
   away for the image's mean colour, or put into the blurred image (Petsiuk et al., "RISE", 2018); low and high are
   good. `…_gain`: how much better they are than regions in a random order, since models differ in how sure they are.
-  The model sees nothing but the changed pictures: superpixels are those of the changed one.
+  The model sees nothing but the changed images: superpixels are those of the changed one.
 - `pointing` (Zhang et al., "Top-down neural attention by excitation backprop", 2016): the middle of a test image is
   cut out as a blob and lies on the enlarged patch of another; a hit where the pixel ranked highest for the true class
   is in the blob, the share of hits where several are. `energy`: the share of positive relevance that lies there.
@@ -30,7 +30,7 @@ from experiments.borders.data import GROUNDS, SMOOTH_GROUNDS, Composites, fixed_
 from experiments.borders.models import tile_map
 from experiments.borders.scores import intersection_over_union
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.paired_bootstrap import interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
 from experiments.micro.questions import QUESTIONS
@@ -53,7 +53,7 @@ _LOWER_IS_BETTER = ("deletion",)
 # Share of the image that an object to point at covers.
 _OBJECTS = (0.15, 0.35)
 _KINDS_OF_GROUND = {"textured": GROUNDS, "smooth": SMOOTH_GROUNDS}
-# Standard deviation of the blur in sides of the picture: RISE's 5 of 224 pixels.
+# Standard deviation of the blur in sides of the image: RISE's 5 of 224 pixels.
 _BLUR = 5 / 224
 # By name and way to lay back the scores of the images, `(images,)`.
 Scores = dict[str, dict[str, np.ndarray]]
@@ -157,12 +157,12 @@ def pointing(model: FocusViTForImageClassification, composites: Composites, labe
     return scores | {"accuracy": {_ANY: right.float().numpy()}}
 
 
-def measure(model: FocusViTForImageClassification, pictures: Pictures, steps: int = STEPS) -> Scores:
+def measure(model: FocusViTForImageClassification, examples: Examples, steps: int = STEPS) -> Scores:
     """All scores of a classifier: on the images, and on composites with an object from the middle of each."""
-    scores = faithfulness(model, pictures.images, steps)
+    scores = faithfulness(model, examples.images, steps)
     for ground, shares in _KINDS_OF_GROUND.items():
-        made = fixed_composites(pictures, shares=_OBJECTS, grounds=shares, middle=True)
-        found = pointing(model, made, pictures.labels[made.figures])
+        made = fixed_composites(examples, shares=_OBJECTS, grounds=shares, middle=True)
+        found = pointing(model, made, examples.labels[made.figures])
         scores |= {f"{name}_{ground}": values for name, values in found.items()}
     return scores
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=["superpixel", "grid"])
     parser.add_argument("--control", default="grid", help="What the others are compared with.")
     add_options(parser, "seeds", "data", "cache", "results", "tables")
-    parser.add_argument("--pictures", type=int, default=300, help="So many of the test split, evenly spaced.")
+    parser.add_argument("--images", type=int, default=300, help="So many of the test split, evenly spaced.")
     parser.add_argument("--steps", type=int, default=STEPS, help="Of deletion and insertion.")
     arguments = parser.parse_args(argv)
     measured: dict[str, dict[int, Scores]] = {}
@@ -235,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = load_run(arguments.question, variant, seed, arguments.data, arguments.cache, arguments.results)
             if run is None:
                 continue
-            model, pictures = run
-            count = min(arguments.pictures, len(pictures))
-            scores = measure(model, pictures[torch.arange(count) * len(pictures) // count], arguments.steps)
+            model, examples = run
+            count = min(arguments.images, len(examples))
+            scores = measure(model, examples[torch.arange(count) * len(examples) // count], arguments.steps)
             measured.setdefault(variant, {})[seed] = scores
             print(
                 variant, seed, {s: {m: round(float(v.mean()), 3) for m, v in by.items()} for s, by in scores.items()}
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = {
         "question": arguments.question,
         "control": arguments.control,
-        "pictures": arguments.pictures,
+        "images": arguments.images,
         "steps": arguments.steps,
         "environment": environment(torch.device("cpu"), torch.float32),
         "rows": rows,

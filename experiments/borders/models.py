@@ -12,7 +12,7 @@ from torch import nn
 
 from experiments.borders.data import Composites, shares_of_cells, training_batches
 from experiments.borders.scores import boundary_f, intersection_over_union, pixel_accuracy, region_ceilings
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.training import Recipe, model_inputs, optimise
 from focusvit_hf import FocusViTConfig
 from focusvit_hf.lay_back import lay_back
@@ -137,7 +137,7 @@ def upsampled(answer: Answer, size: tuple[int, int], cells: tuple[int, int], how
     return F.interpolate(laid, size, mode=how.removesuffix("_cells"), align_corners=False)[:, 0]
 
 
-def fit(model: FigureFinder, plan: Recipe, seed: int, pictures: Pictures) -> list[dict[str, float]]:
+def fit(model: FigureFinder, plan: Recipe, seed: int, examples: Examples) -> list[dict[str, float]]:
     """
     Trains a model where it stands, and leaves it in evaluation mode.
 
@@ -145,7 +145,7 @@ def fit(model: FigureFinder, plan: Recipe, seed: int, pictures: Pictures) -> lis
         model ([`FigureFinder`]): To train.
         plan (`Recipe`): Epochs, batches, AdamW and its rates; in float32.
         seed (`int`): Of the composites: runs of the same seed see the same ones in the same order.
-        pictures ([`Pictures`]): What the composites are made of.
+        examples ([`Examples`]): What the composites are made of.
 
     Returns:
         `list[dict]`: For each epoch its mean loss, and seconds since the beginning.
@@ -156,11 +156,11 @@ def fit(model: FigureFinder, plan: Recipe, seed: int, pictures: Pictures) -> lis
     generator = torch.Generator().manual_seed(seed)
 
     def losses() -> Iterator[torch.Tensor]:
-        for batch in training_batches(pictures, plan.batch_size, generator):
+        for batch in training_batches(examples, plan.batch_size, generator):
             answer = model(**model_inputs(model.focusvit.config, batch.images))
             yield model.loss(answer, batch.masks)
 
-    return optimise(model, plan, len(pictures), losses)
+    return optimise(model, plan, len(examples), losses)
 
 
 @torch.no_grad()
@@ -190,11 +190,11 @@ def measure(model: FigureFinder, composites: Composites) -> dict[str, dict[str, 
 
 
 def find_figures(
-    config: FocusViTConfig, head: Head, plan: Recipe, seed: int, pictures: Pictures
+    config: FocusViTConfig, head: Head, plan: Recipe, seed: int, examples: Examples
 ) -> tuple[FigureFinder, list[dict[str, float]]]:
     """A [`FigureFinder`] trained from scratch, and its history; see [`fit`]. The seed is the weights' too."""
     torch.manual_seed(seed)
     # The convolutions of the stem are faster so.
     model: Any = FigureFinder(config, head)
     model = model.to(memory_format=torch.channels_last)
-    return model, fit(model, plan, seed, pictures)
+    return model, fit(model, plan, seed, examples)

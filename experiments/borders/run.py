@@ -32,7 +32,7 @@ from experiments.borders.models import Head, find_figures, measure, tile_map
 from experiments.borders.scores import boundary_f, majority, packed_scores, region_ceilings
 from experiments.borders.tables import comparisons, markdown, rows_of, tokens_of
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import CACHE, DATA, load_pictures
+from experiments.micro.data import CACHE, DATA, load_examples
 from experiments.micro.paired_bootstrap import paired_bootstrap
 from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.results import RESULTS, Beginning, runs_left, write_table
@@ -96,7 +96,7 @@ def run(
     changes, head = variant
     config, plan = settings(changes, **{**RECIPE, **recipe})
     size = config.image_height_and_width[0]
-    training, evaluation = (load_pictures(data, split, size, cache) for split in ("train", "test"))
+    training, evaluation = (load_examples(data, split, size, cache) for split in ("train", "test"))
     beginning = Beginning(plan.precision, seed)
     model, history = find_figures(config, head, plan, seed, training)
     tests = {"imagenette": fixed_composites(evaluation), "bsds500": segment_composites(bsds500, size)}
@@ -110,7 +110,7 @@ def run(
         "seed": seed,
         "tokens": config.num_tokens,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "pictures": {name: len(composites) for name, composites in tests.items()},
+        "images": {name: len(composites) for name, composites in tests.items()},
         "scores": measured,
         # Of the pixels.
         "accuracy": measured["imagenette"]["nearest"]["accuracy"]["mean"],
@@ -126,7 +126,7 @@ def _stored(scores: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[
     return {
         how: {
             kind: {"mean": round(float(values.mean()), 5)}
-            | ({} if kind == "accuracy" else {"pictures": packed_scores(values)})
+            | ({} if kind == "accuracy" else {"images": packed_scores(values)})
             for kind, values in kinds.items()
         }
         for how, kinds in scores.items()
@@ -169,7 +169,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     def prepare() -> None:
         for split in ("train", "test"):
-            load_pictures(arguments.data, split, settings({})[0].image_height_and_width[0], arguments.cache)
+            load_examples(arguments.data, split, settings({})[0].image_height_and_width[0], arguments.cache)
 
     def job_of(name: str, seed: int) -> Callable[[], dict[str, Any]]:
         return partial(run, name, named[name], seed, **places, **recipe)
@@ -222,7 +222,7 @@ def table(arguments: argparse.Namespace) -> None:
         "question": QUESTION,
         "asks": (__doc__ or "").strip().splitlines()[0],
         "recipe": first["recipe"],
-        "pictures": first["pictures"],
+        "images": first["images"],
         "environment": first["environment"],
         "rows": rows_of(found),
         "comparisons": comparisons(found),

@@ -40,7 +40,7 @@ def intersection_over_union(found: torch.Tensor, masks: torch.Tensor) -> torch.T
 
 
 def pixel_accuracy(found: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Share of the pixels that are right, of each picture: `(count,)`."""
+    """Share of the pixels that are right, of each image: `(count,)`."""
     return (found == masks).float().mean(dim=(1, 2))
 
 

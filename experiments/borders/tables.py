@@ -40,11 +40,11 @@ def scores_of(
     runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int], test: str, how: str, kind: str
 ) -> np.ndarray:
     """Score of each image in each run, `(seeds, images)`."""
-    return np.stack([unpacked_scores(runs[seed]["scores"][test][how][kind]["pictures"]) for seed in seeds])
+    return np.stack([unpacked_scores(runs[seed]["scores"][test][how][kind]["images"]) for seed in seeds])
 
 
 def best_upsampling(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int], test: str, kind: str) -> str:
-    """The upsampling with the largest mean on the test's own pictures: in favour of whom it is chosen for."""
+    """The upsampling with the largest mean on the test's own images: in favour of whom it is chosen for."""
     means = {how: np.mean([runs[seed]["scores"][test][how][kind]["mean"] for seed in seeds]) for how in UPSAMPLINGS}
     return max(UPSAMPLINGS, key=lambda how: means[how])
 

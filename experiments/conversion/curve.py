@@ -27,7 +27,7 @@ from transformers import AutoConfig
 from experiments.conversion.rows import BUDGETS, FAMILIES, UNTRAINED, Row, all_rows
 from experiments.conversion.tuning import Plan, moved, on_device, tune
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import Pictures, training_and_evaluation
+from experiments.micro.data import Examples, training_and_evaluation
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import RESULTS, Beginning, require_settings, write_result
 from experiments.micro.training import model_inputs
@@ -82,14 +82,14 @@ def made(dense: FocusViTForImageClassification, row: Row | None) -> FocusViTForI
 
 
 @torch.no_grad()
-def outcomes(model: FocusViTForImageClassification, pictures: Pictures, device: torch.device) -> np.ndarray:
+def outcomes(model: FocusViTForImageClassification, examples: Examples, device: torch.device) -> np.ndarray:
     """Whether each image is classified correctly, `(count,)` bool."""
     on_device(model, device).eval()
     found = [
         model(**moved(model_inputs(model.config, part), device)).logits.argmax(dim=1).cpu()
-        for part in pictures.images.split(_BATCH)
+        for part in examples.images.split(_BATCH)
     ]
-    return (torch.cat(found) == pictures.labels).numpy()
+    return (torch.cat(found) == examples.labels).numpy()
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def measured(
     learning: str,
     plan: Plan,
     seed: int,
-    data: tuple[Pictures, Pictures],
+    data: tuple[Examples, Examples],
     device: torch.device,
     repeats: int = 0,
     path: Path | None = None,
@@ -125,7 +125,7 @@ def measured(
         dense ([`FocusViTForImageClassification`]): The dense ViT, which is also the teacher.
         row ([`Row`], *optional*), learning (`str`): What is measured; no row: the dense ViT itself.
         plan ([`Plan`]), seed (`int`): Of the fine-tune.
-        data (pair of [`Pictures`]): To learn from, and to measure on.
+        data (pair of [`Examples`]): To learn from, and to measure on.
         device (`torch.device`): Where.
         repeats (`int`, *optional*, defaults to 0): Timed rounds; 0: no throughput.
         path (`Path`, *optional*): The file to write.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.training import Recipe, batches, model_inputs
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.training.distillation import distillation_loss
@@ -60,7 +60,7 @@ def tune(
     teacher: FocusViTForImageClassification | None,
     plan: Plan,
     seed: int,
-    pictures: Pictures,
+    examples: Examples,
     device: torch.device,
 ) -> list[dict[str, float]]:
     """
@@ -69,7 +69,7 @@ def tune(
     Args:
         model, teacher ([`FocusViTForImageClassification`]): The row, and the dense ViT where it teaches.
         plan ([`Plan`]), seed (`int`): Of the images' order and augmentation, and of the draws of a learned choice.
-        pictures ([`Pictures`]): To learn from.
+        examples ([`Examples`]): To learn from.
         device (`torch.device`): Where.
 
     Returns:
@@ -86,14 +86,14 @@ def tune(
         model.set_attn_implementation("eager")
     groups = parameter_groups(model, plan.weight_decay)
     optimizer = torch.optim.AdamW(with_predictor_rate(groups, model, plan.predictor_rate), lr=plan.learning_rate)
-    steps = len(pictures) // plan.batch_size
+    steps = len(examples) // plan.batch_size
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(steps * plan.epochs / 20), steps * plan.epochs)
     learned = any(is_predictor(name) for name, _ in model.named_parameters())
     history, begin = [], time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(plan.epochs):
         losses = []
-        for loss in _losses(model, teacher, plan, pictures, device, generator):
+        for loss in _losses(model, teacher, plan, examples, device, generator):
             optimizer.zero_grad()
             loss.backward()
             if learned and epoch < plan.frozen_epochs:
@@ -114,13 +114,13 @@ def _losses(
     model: FocusViTForImageClassification,
     teacher: FocusViTForImageClassification | None,
     plan: Plan,
-    pictures: Pictures,
+    examples: Examples,
     device: torch.device,
     generator: torch.Generator,
 ) -> Iterator[torch.Tensor]:
     """The loss of each batch of an epoch."""
     augmentation = Recipe(batch_size=plan.batch_size, crop_scale=plan.crop_scale, jitter=plan.jitter)
-    for images, labels in batches(pictures, model.config, augmentation, generator):
+    for images, labels in batches(examples, model.config, augmentation, generator):
         inputs = moved(model_inputs(model.config, images), device)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
         with autocast:

@@ -25,7 +25,7 @@ from torch import nn
 
 from experiments.dense.teacher import ECSSD, HELD_OUT, SEED, FigureTeacher, figure_loss, image_iou, squashed, views
 from experiments.micro.arguments import parser_of
-from experiments.micro.data import DATA, load_pictures
+from experiments.micro.data import DATA, load_examples
 from experiments.micro.processes import keep_heap
 from experiments.micro.states import write_state
 from experiments.teacher.efficientnet import SIZE
@@ -47,7 +47,7 @@ MIX = AugmentationConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_probability=0.25
 def training_images(rows: datasets.Dataset, copies: int) -> torch.Tensor:
     """8-bit images `(count, 3, 224, 224)`: Imagenette's training images, and ECSSD's `copies` times."""
     own = torch.stack([squashed(row["image"], SIZE) for row in rows])
-    return torch.cat((load_pictures(DATA, "train", SIZE).images, own.repeat(copies, 1, 1, 1)))
+    return torch.cat((load_examples(DATA, "train", SIZE).images, own.repeat(copies, 1, 1, 1)))
 
 
 def lesson(teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

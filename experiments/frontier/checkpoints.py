@@ -35,34 +35,34 @@ _BATCH_SIZE = 50
 
 
 @torch.inference_mode()
-def ranked(model: Any, processor: Any, pictures: datasets.Dataset) -> np.ndarray:
+def ranked(model: Any, processor: Any, examples: datasets.Dataset) -> np.ndarray:
     """
     The five likeliest classes of each image, the best first, `(count, at most 5)` int64.
 
     Args:
         model, processor: An image classifier in evaluation mode and its image processor.
-        pictures (`datasets.Dataset`): Column `image`.
+        examples (`datasets.Dataset`): Column `image`.
     """
     parts = []
-    for rows in pictures.iter(_BATCH_SIZE):
+    for rows in examples.iter(_BATCH_SIZE):
         logits = model(**processor([decode_image(image) for image in rows["image"]], return_tensors="pt")).logits
         parts.append(logits.topk(min(5, logits.shape[-1])).indices.numpy())
     return np.concatenate(parts)
 
 
-def measure(folder: str, pictures: datasets.Dataset, counts: Sequence[int]) -> Iterator[tuple[dict[str, Any], Any]]:
+def measure(folder: str, examples: datasets.Dataset, counts: Sequence[int]) -> Iterator[tuple[dict[str, Any], Any]]:
     """
     Rows of one checkpoint, its own number of superpixels first, and whether each image was right, `(count,)` bool.
 
     Args:
         folder (`str`): The checkpoint.
-        pictures (`datasets.Dataset`): Columns `image` and `label`.
+        examples (`datasets.Dataset`): Columns `image` and `label`.
         counts (sequence of `int`): Further numbers of superpixels; a checkpoint that does not pool knows none.
 
     Raises:
         ValueError: when the checkpoint's classes are not those of the images.
     """
-    labels, names = np.asarray(pictures["label"])[:, None], pictures.features["label"].names
+    labels, names = np.asarray(examples["label"])[:, None], examples.features["label"].names
     model, processor = load_checkpoint(folder)
     own = model.config
     classes = list((own.id2label or {}).values())
@@ -72,7 +72,7 @@ def measure(folder: str, pictures: datasets.Dataset, counts: Sequence[int]) -> I
     for count in (None, *others):
         if count is not None:
             model, processor = load_checkpoint(folder, count)
-        hits = ranked(model, processor, pictures) == labels
+        hits = ranked(model, processor, examples) == labels
         yield (
             {
                 "checkpoint": Path(folder).name,
@@ -96,7 +96,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 def compare(
     folders: Sequence[str],
-    pictures: datasets.Dataset,
+    examples: datasets.Dataset,
     counts: Sequence[int] = (),
     margin: float = MARGINS["imagenette"],
 ) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def compare(
 
     Args:
         folders (sequence of `str`): Checkpoints; the first is the control.
-        pictures (`datasets.Dataset`), counts (sequence of `int`): See [`measure`].
+        examples (`datasets.Dataset`), counts (sequence of `int`): See [`measure`].
         margin (`float`): See `Difference.verdict`.
 
     Returns:
@@ -115,7 +115,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     owns: list[np.ndarray] = []
     for folder in folders:
-        for row, right in measure(folder, pictures, counts):
+        for row, right in measure(folder, examples, counts):
             if row["own"]:
                 owns.append(right)
             else:
@@ -160,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="Of the table.")
     add_options(parser, "data", "tables")
     arguments = parser.parse_args(argv)
-    pictures = datasets.load_dataset("parquet", data_dir=str(arguments.data), split="test")
-    rows = compare(arguments.folders, pictures, arguments.num_superpixels)
+    examples = datasets.load_dataset("parquet", data_dir=str(arguments.data), split="test")
+    rows = compare(arguments.folders, examples, arguments.num_superpixels)
     content = {
         "checkpoints": arguments.folders,
         "data": arguments.data.name,

@@ -175,7 +175,7 @@ def _is_doubled(row: Row, rows: Mapping[str, Row]) -> bool:
 def _require_one_recipe(rows: Sequence[Row]) -> None:
     # A field that came later than a result was its default before.
     first, *others = (
-        {**asdict(Recipe()), **run["recipe"], "pictures": run["pictures"]} for row in rows for run in row.runs.values()
+        {**asdict(Recipe()), **run["recipe"], "images": run["images"]} for row in rows for run in row.runs.values()
     )
     for other in others:
         differing = {
@@ -184,7 +184,7 @@ def _require_one_recipe(rows: Sequence[Row]) -> None:
             if key not in _WHAT and _plain(first.get(key)) != _plain(other.get(key))
         }
         if differing:
-            raise ValueError(f"Expected rows of one recipe, tested on the same pictures, got {differing}.")
+            raise ValueError(f"Expected rows of one recipe, tested on the same images, got {differing}.")
 
 
 def _plain(value: Any) -> Any:

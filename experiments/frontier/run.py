@@ -9,7 +9,7 @@ image to its class, and writes `experiments/results/frontier/throughput.json`. W
 depend on them. `plot` joins times and accuracies by the name of the row and writes `experiments/frontier.png` (the
 largest batch), `experiments/frontier-batch<n>.png` (the others) and `experiments/tables/frontier.json` and `.md`.
 
-Trained folders instead, at any resolution, with what their own image processors make of a picture:
+Trained folders instead, at any resolution, with what their own image processors make of an image:
 
     python -m experiments.frontier.run record FOLDER ... --questions full
     python -m experiments.frontier.run measure --folders FOLDER ... --questions full --image_size 224 \\
@@ -47,16 +47,16 @@ PARTS = ("decode", "processor", "superpixels", "pixels_to_logits", "whole_path")
 _BASELINES = ("dense_linear", "dense_stem")
 
 
-def encoded_pictures(data: Path, count: int) -> list[bytes]:
+def encoded_images(data: Path, count: int) -> list[bytes]:
     """The first images of the test split as they are stored, encoded files."""
     rows = datasets.load_dataset("parquet", data_dir=str(data), split="test")
     rows = rows.select(range(min(count, len(rows)))).cast_column("image", datasets.Image(decode=False))
-    return [picture["bytes"] for picture in rows["image"]]
+    return [image["bytes"] for image in rows["image"]]
 
 
 def throughput(
     rows: Sequence[Row],
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 9,
     folders: Sequence[Path] = (),
@@ -66,7 +66,7 @@ def throughput(
 
     Args:
         rows (sequence of [`Row`]): All of one image size.
-        pictures (sequence of `bytes`): JPEG files.
+        images (sequence of `bytes`): JPEG files.
         batch_sizes (sequence of `int`), repeats (`int`): See [`Plan`].
         folders (sequence of `Path`): Trained folders that take the places of the rows of their names.
 
@@ -93,7 +93,7 @@ def throughput(
         memory=False,
         repeats=repeats,
     )
-    return {**measure(plan, pictures), "built": {row.name: row.built for row in rows}}
+    return {**measure(plan, images), "built": {row.name: row.built for row in rows}}
 
 
 def table(rows: Sequence[Row], measured: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -210,8 +210,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     rows = _rows(arguments)
-    pictures = encoded_pictures(arguments.data, max(arguments.batch_sizes))
-    result = throughput(rows, pictures, arguments.batch_sizes, arguments.repeats, arguments.folders)
+    images = encoded_images(arguments.data, max(arguments.batch_sizes))
+    result = throughput(rows, images, arguments.batch_sizes, arguments.repeats, arguments.folders)
     write_json(_times(arguments), result)
     print(report(result))
     if result["failures"]:

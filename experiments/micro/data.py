@@ -23,7 +23,7 @@ SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Examples:
     """
     Images and their classes.
 
@@ -38,11 +38,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: torch.Tensor | slice) -> Pictures:
-        return Pictures(self.images[index], self.labels[index])
+    def __getitem__(self, index: torch.Tensor | slice) -> Examples:
+        return Examples(self.images[index], self.labels[index])
 
 
-def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> Pictures:
+def load_examples(folder: Path, split: str, size: int, cache: Path = CACHE) -> Examples:
     """
     One split of a data set in parquet files, shrunk to `size` x `size` pixels with the image processor's filter.
 
@@ -53,19 +53,19 @@ def load_pictures(folder: Path, split: str, size: int, cache: Path = CACHE) -> P
         cache (`Path`, *optional*): Where the shrunk images are kept for the next time.
 
     Returns:
-        [`Pictures`].
+        [`Examples`].
     """
     path = cache / f"{folder.name}-{split}-{size}.safetensors"
     if not path.is_file():
         rows = datasets.load_dataset("parquet", data_dir=str(folder), split=split)
         write_whole(path, save({"images": _shrunk_rows(rows, size), "labels": torch.tensor(rows["label"])}))
     tensors = load_file(path)
-    return Pictures(tensors["images"], tensors["labels"])
+    return Examples(tensors["images"], tensors["labels"])
 
 
 def load_images(folder: Path, split: str, size: int, cache: Path = CACHE) -> torch.Tensor:
     """
-    The images alone of one split of a data set in parquet files, as [`load_pictures`] shrinks them.
+    The images alone of one split of a data set in parquet files, as [`load_examples`] shrinks them.
 
     Args:
         folder (`Path`): The data set; column `image`, whatever the others are.
@@ -98,7 +98,7 @@ def shrunk(image: Image.Image, size: int) -> np.ndarray:
 
 def training_and_evaluation(
     folder: Path, size: int, split: str = "test", cache: Path = CACHE
-) -> tuple[Pictures, Pictures]:
+) -> tuple[Examples, Examples]:
     """
     What a run trains on and what it is measured on.
 
@@ -108,22 +108,22 @@ def training_and_evaluation(
             images, and the fifth that is held out, for everything that is chosen.
 
     Returns:
-        Two [`Pictures`].
+        Two [`Examples`].
 
     Raises:
         ValueError: on another `split`.
     """
     if split not in SPLITS:
         raise ValueError(f"Expected split to be one of {SPLITS}, got {split!r}.")
-    training = load_pictures(folder, "train", size, cache)
+    training = load_examples(folder, "train", size, cache)
     if split == "test":
-        return training, load_pictures(folder, "test", size, cache)
+        return training, load_examples(folder, "test", size, cache)
     held_out = torch.arange(len(training)) % _HELD_OUT == 0
     return training[~held_out], training[held_out]
 
 
-def evaluation_pictures(folder: Path, size: int, split: str = "test", cache: Path = CACHE) -> Pictures:
+def evaluation_examples(folder: Path, size: int, split: str = "test", cache: Path = CACHE) -> Examples:
     """The second of [`training_and_evaluation`], for which the test split needs no training images."""
     if split == "test":
-        return load_pictures(folder, "test", size, cache)
+        return load_examples(folder, "test", size, cache)
     return training_and_evaluation(folder, size, split, cache)[1]

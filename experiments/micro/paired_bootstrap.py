@@ -22,14 +22,14 @@ class Difference:
     Args:
         mean (`float`): Difference over all seeds and images.
         low (`float`), high (`float`): Ends of the interval.
-        seeds (`int`), pictures (`int`): What it rests on.
+        seeds (`int`), images (`int`): What it rests on.
     """
 
     mean: float
     low: float
     high: float
     seeds: int
-    pictures: int
+    images: int
 
     def verdict(self, margin: float) -> str:
         """
@@ -74,16 +74,16 @@ def paired_bootstrap(
         ValueError: when the shapes differ or nothing is there.
     """
     if subject.ndim != 2 or subject.shape != control.shape or 0 in subject.shape:
-        raise ValueError(f"Expected two arrays (seeds, pictures) alike, got {subject.shape} and {control.shape}.")
+        raise ValueError(f"Expected two arrays (seeds, images) alike, got {subject.shape} and {control.shape}.")
     difference = subject.astype(np.float64) - control.astype(np.float64)
-    seeds, pictures = difference.shape
+    seeds, images = difference.shape
     rng = np.random.default_rng(seed)
     means = np.empty(replicates)
     for start in range(0, replicates, _CHUNK):
         size = min(_CHUNK, replicates - start)
-        drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=size) / pictures
+        drawn = rng.multinomial(images, np.full(images, 1 / images), size=size) / images
         runs = rng.multinomial(max(1, seeds - 1), np.full(seeds, 1 / seeds), size=size) / max(1, seeds - 1)
         means[start : start + size] = ((drawn @ difference.T) * runs).sum(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Difference(float(difference.mean()), float(low), float(high), seeds, pictures)
+    return Difference(float(difference.mean()), float(low), float(high), seeds, images)

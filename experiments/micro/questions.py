@@ -58,7 +58,7 @@ def controls(num_superpixels: int, **changes: Any) -> Question:
         "superpixel": superpixel,
         "grid": {**superpixel, "patch_pooling": "grid"},
         "random": {**superpixel, "regions": "random"},
-        "other_picture": {**superpixel, "regions": "other_picture"},
+        "other_image": {**superpixel, "regions": "other_image"},
         "detail_tiles": {**superpixel, "regions": "detail_tiles"},
         "dense_linear": linear,
         "dense_stem": {**changes, "patch_pooling": "none"},
@@ -138,10 +138,10 @@ def stem() -> Question:
 
 def cells() -> Question:
     """Cells of 4 and of 8 px in images of 224 px, where 8 make as many cells a superpixel as 4 do at 96 px."""
-    picture: Variant = {"image_size": 224, "patch_size": 16, "num_superpixels": 49}
-    coarse: Variant = {**picture, "superpixel_cell_size": 8}
+    whole: Variant = {"image_size": 224, "patch_size": 16, "num_superpixels": 49}
+    coarse: Variant = {**whole, "superpixel_cell_size": 8}
     variants: dict[str, Variant] = {
-        "cells_4": {**picture, "superpixel_cell_size": 4},
+        "cells_4": {**whole, "superpixel_cell_size": 4},
         "cells_8": coarse,
         "cells_8_stem_64": {**coarse, "stem_channels": 64},
     }

@@ -12,7 +12,7 @@ from focusvit_hf.superpixel_options import superpixel_layout
 from focusvit_hf.superpixels import slic, tile_ids
 
 
-REGIONS = ("superpixel", "random", "other_picture", "detail_tiles")
+REGIONS = ("superpixel", "random", "other_image", "detail_tiles")
 
 
 def random_regions(
@@ -111,7 +111,7 @@ def region_ids(
     Args:
         images (`torch.ByteTensor` of shape `(batch_size, 3, height, width)`): 8-bit levels.
         kind (`str`):
-            `"superpixel"`; `"random"`: see [`random_regions`]; `"other_picture"`: superpixels of the image before it
+            `"superpixel"`; `"random"`: see [`random_regions`]; `"other_image"`: superpixels of the image before it
             in the batch, with the shapes of superpixels and nothing to do with this image; `"detail_tiles"`: see
             [`detail_tiles`], for which K is one number.
         generator (`torch.Generator`, *optional*): What random regions are drawn from.
@@ -130,4 +130,4 @@ def region_ids(
     if kind not in REGIONS:
         raise ValueError(f"Expected regions to be one of {REGIONS}, got {kind!r}.")
     ids = slic(images, num_superpixels, compactness, iterations, cell_size)
-    return ids.roll(1, 0) if kind == "other_picture" else ids
+    return ids.roll(1, 0) if kind == "other_image" else ids

@@ -66,7 +66,7 @@ def write_result(path: Path, about: Mapping[str, Any], outcome: np.ndarray, begi
     """
     result = {
         **about,
-        "pictures": len(outcome),
+        "images": len(outcome),
         "accuracy": float(outcome.mean()),
         "correct": packed(outcome),
         **beginning.about(),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import CACHE, DATA, Pictures, evaluation_pictures, training_and_evaluation
+from experiments.micro.data import CACHE, DATA, Examples, evaluation_examples, training_and_evaluation
 from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.questions import QUESTIONS
 from experiments.micro.results import (
@@ -94,7 +94,7 @@ def load_run(
     results: Path = RESULTS,
     limit: int | None = None,
     split: str = "test",
-) -> tuple[FocusViTForImageClassification, Pictures] | None:
+) -> tuple[FocusViTForImageClassification, Examples] | None:
     """
     The model of a run and the images it was measured on, or None where its weights are not there.
 
@@ -113,14 +113,14 @@ def load_run(
     if not path.is_file():
         raise ValueError(f"Expected {path} beside the weights of the run, got none.")
     model, result = load_model(weights), read_json(path)
-    pictures = evaluation_pictures(data, model.config.image_height_and_width[0], split, cache)[slice(limit)]
-    right = (predict(model, pictures.images, result["recipe"]["regions"]).argmax(dim=1) == pictures.labels).numpy()
-    differing = int((right != unpacked(result["correct"], result["pictures"])[: len(right)]).sum())
+    examples = evaluation_examples(data, model.config.image_height_and_width[0], split, cache)[slice(limit)]
+    right = (predict(model, examples.images, result["recipe"]["regions"]).argmax(dim=1) == examples.labels).numpy()
+    differing = int((right != unpacked(result["correct"], result["images"])[: len(right)]).sum())
     if differing > max(1, _ROUNDED * len(right)):
         raise ValueError(
-            f"Expected the weights of {path}, got others: {differing} of {len(right)} pictures differ in {weights}."
+            f"Expected the weights of {path}, got others: {differing} of {len(right)} images differ in {weights}."
         )
-    return model, pictures
+    return model, examples
 
 
 def unfinished(

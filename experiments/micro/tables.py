@@ -43,7 +43,7 @@ def collect(folder: Path) -> Results:
 
 def outcomes(runs: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> np.ndarray:
     """Whether each image was right in each run, `(seeds, images)` bool."""
-    return np.stack([unpacked(runs[seed]["correct"], runs[seed]["pictures"]) for seed in seeds])
+    return np.stack([unpacked(runs[seed]["correct"], runs[seed]["images"]) for seed in seeds])
 
 
 def table(found: Results, control: str, margin: float = MARGINS["imagenette"]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.regions import region_ids
 from experiments.micro.stems import with_stem
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
@@ -174,7 +174,7 @@ def num_parameters(config: FocusViTConfig) -> int:
 
 
 def train(
-    variant: Mapping[str, Any], seed: int, pictures: Pictures, weights: Path | None = None, **recipe: Any
+    variant: Mapping[str, Any], seed: int, examples: Examples, weights: Path | None = None, **recipe: Any
 ) -> Run:
     """
     Trains a variant from scratch.
@@ -184,7 +184,7 @@ def train(
     Args:
         variant (mapping): See [`settings`].
         seed (`int`): Of the weights and of the images.
-        pictures ([`Pictures`]): To train on.
+        examples ([`Examples`]): To train on.
         weights (`Path`, *optional*): Where the weights of teachers lie.
         recipe: See [`settings`].
 
@@ -203,7 +203,7 @@ def train(
     # The convolutions of the stem are faster so.
     model = model.to(memory_format=torch.channels_last)
     distillation = _teaching(plan.teacher, weights, model.config) if plan.teacher else None
-    return Run(model, plan, fit(model, model.config, plan, seed, pictures, distillation))
+    return Run(model, plan, fit(model, model.config, plan, seed, examples, distillation))
 
 
 def restrict_predictors(model: nn.Module, inputs: str) -> None:
@@ -241,7 +241,7 @@ def fit(
     config: FocusViTConfig,
     plan: Recipe,
     seed: int,
-    pictures: Pictures,
+    examples: Examples,
     distillation: Distillation | None = None,
 ) -> list[dict[str, float]]:
     """
@@ -250,7 +250,7 @@ def fit(
     Args:
         model ([`PreTrainedModel`]): A classifier of any kind.
         config ([`FocusViTConfig`]): What the model is fed with: the model's own where it is a FocusViT.
-        plan ([`Recipe`]), seed (`int`), pictures ([`Pictures`]): See [`train`]; the seed is the images' alone.
+        plan ([`Recipe`]), seed (`int`), examples ([`Examples`]): See [`train`]; the seed is the images' alone.
         distillation ([`Distillation`], *optional*): A teacher's part in the loss.
 
     Returns:
@@ -259,10 +259,10 @@ def fit(
     Raises:
         ValueError: where the loss is not finite.
     """
-    draws = {name: torch.Generator().manual_seed(2 * seed + i) for i, name in enumerate(("pictures", "regions"))}
+    draws = {name: torch.Generator().manual_seed(2 * seed + i) for i, name in enumerate(("images", "regions"))}
 
     def losses() -> Iterator[torch.Tensor]:
-        for images, targets in batches(pictures, config, plan, draws["pictures"]):
+        for images, targets in batches(examples, config, plan, draws["images"]):
             with drawn_superpixels(config, plan, draws["regions"]):
                 inputs = model_inputs(config, images, plan.regions, draws["regions"])
                 with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
@@ -273,18 +273,18 @@ def fit(
                 loss = distillation.mixed(loss, logits, inputs["pixel_values"])
             yield with_aux_loss(loss, outputs)
 
-    return optimise(model, plan, len(pictures), losses)
+    return optimise(model, plan, len(examples), losses)
 
 
 def optimise(
-    model: nn.Module, plan: Recipe, num_pictures: int, losses: Callable[[], Iterator[torch.Tensor]]
+    model: nn.Module, plan: Recipe, num_images: int, losses: Callable[[], Iterator[torch.Tensor]]
 ) -> list[dict[str, float]]:
     """
     AdamW with the rates and the moving average of a recipe; leaves the model in evaluation mode.
 
     Args:
         model (`nn.Module`): What is trained where it stands.
-        plan ([`Recipe`]), num_pictures (`int`): How many steps there are.
+        plan ([`Recipe`]), num_images (`int`): How many steps there are.
         losses (callable): Called once an epoch; yields the loss of each batch in turn.
 
     Returns:
@@ -294,7 +294,7 @@ def optimise(
         ValueError: where the loss is not finite.
     """
     model.train()
-    steps_an_epoch = num_pictures // plan.batch_size
+    steps_an_epoch = num_images // plan.batch_size
     optimizer = torch.optim.AdamW(parameter_groups(model, plan.weight_decay), lr=plan.learning_rate)
     total = steps_an_epoch * plan.epochs
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(plan.warmup * total), total)
@@ -322,16 +322,16 @@ def optimise(
 
 
 def batches(
-    pictures: Pictures, config: FocusViTConfig, recipe: Recipe, generator: torch.Generator
+    examples: Examples, config: FocusViTConfig, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One epoch: augmented images in 8 bits `(batch_size, 3, height, width)`, and classes or probabilities."""
     augmentation = recipe.augmentation()
-    order = torch.randperm(len(pictures), generator=generator)
+    order = torch.randperm(len(examples), generator=generator)
     for index in order.split(recipe.batch_size):
         if len(index) < recipe.batch_size:
             return
         # Rounded to 8 bits once, at the end.
-        images, labels = pictures.images[index].float().div_(255), pictures.labels[index]
+        images, labels = examples.images[index].float().div_(255), examples.labels[index]
         size = config.image_height_and_width
         images = random_resized_crop(images, size, augmentation.crop_scale, augmentation.crop_ratio, generator)
         images = random_horizontal_flip(images, augmentation.horizontal_flip, generator)
@@ -407,11 +407,11 @@ def predict(
     return torch.cat([model(**model_inputs(config, part, regions, generator)).logits for part in parts])
 
 
-def outcomes(run: Run, pictures: Pictures) -> tuple[np.ndarray, float]:
+def outcomes(run: Run, examples: Examples) -> tuple[np.ndarray, float]:
     """Whether each image is classified correctly, `(count,)` bool, and the mean cross entropy in nats."""
-    logits = predict(run.model, pictures.images, run.recipe.regions)
-    loss = torch.nn.functional.cross_entropy(logits, pictures.labels)
-    return (logits.argmax(dim=1) == pictures.labels).numpy(), float(loss)
+    logits = predict(run.model, examples.images, run.recipe.regions)
+    loss = torch.nn.functional.cross_entropy(logits, examples.labels)
+    return (logits.argmax(dim=1) == examples.labels).numpy(), float(loss)
 
 
 def save_model(model: FocusViTForImageClassification, folder: Path) -> None:

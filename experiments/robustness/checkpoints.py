@@ -18,7 +18,7 @@ import torch
 
 from experiments.conversion.curve import load_folder
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import load_pictures
+from experiments.micro.data import load_examples
 from experiments.micro.paired_bootstrap import MARGINS
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import write_table
@@ -39,17 +39,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(sizes) > 1 or len({folder.name for folder in models}) < len(models):
         raise ValueError(f"Expected folders of different names with models for one size, got {sorted(sizes)}.")
     (side, _), *_ = sizes
-    pictures = load_pictures(arguments.data, "test", side, arguments.cache)[slice(arguments.limit)]
+    examples = load_examples(arguments.data, "test", side, arguments.cache)[slice(arguments.limit)]
     measured = {}
     for folder, model in models.items():
-        outcomes = measure(model, pictures)
+        outcomes = measure(model, examples)
         measured[folder.name] = {0: outcomes}
         print(folder.name, {what: round(float(right.mean()), 3) for what, right in outcomes.items()}, flush=True)
     control = arguments.folders[0].name
     rows = rows_of(measured, control, MARGINS["imagenette"])
     content = {
         "control": control,
-        "pictures": len(pictures),
+        "images": len(examples),
         "environment": environment(torch.device("cpu"), torch.float32),
         "rows": rows,
     }

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import Pictures, evaluation_pictures
+from experiments.micro.data import Examples, evaluation_examples
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
 from experiments.micro.questions import QUESTIONS, Question
@@ -47,7 +47,7 @@ def realisable(count: float, config: FocusViTConfig) -> int:
         except ValueError:
             continue
         return candidate
-    raise AssertionError("a square picture takes one superpixel")
+    raise AssertionError("a square image takes one superpixel")
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def num_superpixels(model: FocusViTForImageClassification, count: int) -> Iterat
 
 def measure(
     model: FocusViTForImageClassification,
-    pictures: Pictures,
-    larger: Pictures | None = None,
+    examples: Examples,
+    larger: Examples | None = None,
     regions: str = "superpixel",
     corruptions: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = CORRUPTIONS,
 ) -> Outcomes:
@@ -73,17 +73,17 @@ def measure(
 
     Args:
         model (`FocusViTForImageClassification`): A dense model is measured at its own number of tokens only.
-        pictures ([`Pictures`]): Those to measure on, at the size of training.
-        larger ([`Pictures`], *optional*): The same images with more pixels.
+        examples ([`Examples`]): Those to measure on, at the size of training.
+        larger ([`Examples`], *optional*): The same images with more pixels.
         regions (`str`): What the model was trained with, see `micro.regions.region_ids`.
         corruptions (mapping): What is done to the images.
     """
 
     def right(images: torch.Tensor) -> np.ndarray:
-        return (predict(model, images, regions).argmax(dim=1) == pictures.labels).numpy()
+        return (predict(model, images, regions).argmax(dim=1) == examples.labels).numpy()
 
-    result = {"clean": right(pictures.images)}
-    changed = {name: corrupt(pictures.images) for name, corrupt in corruptions.items()}
+    result = {"clean": right(examples.images)}
+    changed = {name: corrupt(examples.images) for name, corrupt in corruptions.items()}
     if larger is not None:
         changed["larger"] = larger.images
     for name, images in changed.items():
@@ -94,7 +94,7 @@ def measure(
         for ratio in K_RATIOS:
             count = realisable(ratio * model.config.superpixel_count, model.config)
             with num_superpixels(model, count):
-                result[f"k_{count}"] = right(pictures.images)
+                result[f"k_{count}"] = right(examples.images)
     return result
 
 
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     control = arguments.control or question.control
     places = arguments.data, arguments.cache, arguments.results
     limit, split = arguments.limit, arguments.split
-    larger = evaluation_pictures(arguments.data, arguments.larger, split, arguments.cache)[slice(limit)]
+    larger = evaluation_examples(arguments.data, arguments.larger, split, arguments.cache)[slice(limit)]
     measured: dict[str, dict[int, Outcomes]] = {}
     names = arguments.variants or question.variants
     for name, (of, variant) in {name: question_and_variant(name, arguments.question) for name in names}.items():

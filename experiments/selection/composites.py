@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from focusvit_hf.training.augmentation import random_resized_crop
 
 
@@ -15,13 +15,13 @@ _GROUND = (1 / 256, 1 / 16)
 
 
 def composites(
-    pictures: Pictures, which: torch.Tensor, size: int, generator: torch.Generator
+    examples: Examples, which: torch.Tensor, size: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Images pasted at a random place on a ground: of one colour, or a small part of another image, enlarged.
 
     Args:
-        pictures ([`Pictures`]): Where images and grounds come from.
+        examples ([`Examples`]): Where images and grounds come from.
         which (`torch.LongTensor` of shape `(count,)`): The images that are pasted.
         size (`int`): Side of the whole in pixels.
         generator (`torch.Generator`): What everything is drawn from.
@@ -30,7 +30,7 @@ def composites(
         8-bit levels `(count, 3, size, size)`, and masks `(count, size, size)` float32, 1 where the image is.
     """
     count = len(which)
-    others = pictures.images[(which + torch.randint(1, len(pictures), (count,), generator=generator)) % len(pictures)]
+    others = examples.images[(which + torch.randint(1, len(examples), (count,), generator=generator)) % len(examples)]
     images = random_resized_crop(others, (size, size), _GROUND, (1.0, 1.0), generator)
     plain = torch.rand(count, generator=generator) < 0.5
     colours = torch.randint(0, 256, (count, 3, 1, 1), generator=generator).to(images.dtype)
@@ -41,7 +41,7 @@ def composites(
     corners = (torch.rand(count, 2, generator=generator) * (size - sides + 1)[:, None]).long()
     for row, (number, side) in enumerate(zip(which.tolist(), sides.tolist(), strict=True)):
         top, left = corners[row].tolist()
-        pasted = pictures.images[number : number + 1].float()
+        pasted = examples.images[number : number + 1].float()
         small = nn.functional.interpolate(pasted, (side, side), mode="bilinear", antialias=True)
         images[row, :, top : top + side, left : left + side] = small[0].round().to(images.dtype)
         masks[row, top : top + side, left : left + side] = 1.0

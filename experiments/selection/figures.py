@@ -187,20 +187,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         same, found = outcomes(model, images, masks, known)
         rows.append({"images": "ECSSD", "threshold": threshold, "agreement": float(same.mean()), **found})
     share = rows[0]["selected_share"]
-    pictures = training_and_evaluation(arguments.data, side, "test", arguments.cache)[1][: arguments.limit]
-    known = answers(dense, pictures.images)
+    examples = training_and_evaluation(arguments.data, side, "test", arguments.cache)[1][: arguments.limit]
+    known = answers(dense, examples.images)
     set_threshold(model, chosen)
     # Nobody drew figures here, so that recall has no meaning.
-    nowhere = torch.zeros(len(pictures), side, side)
-    same, found = outcomes(model, pictures.images, nowhere, known)
+    nowhere = torch.zeros(len(examples), side, side)
+    same, found = outcomes(model, examples.images, nowhere, known)
     there: dict[str, Any] = {name: found[name] for name in ("selected_share", "cost_share")}
-    right = (answers(model, pictures.images) == pictures.labels).float().mean()
+    right = (answers(model, examples.images) == examples.labels).float().mean()
     there |= {"images": "Imagenette", "threshold": chosen, "agreement": float(same.mean()), "accuracy": float(right)}
     rows.append(there)
     content = {
         "rows": rows,
         "controls": controls(dense, images, masks, share),
-        "dense_accuracy": float((known == pictures.labels).float().mean()),
+        "dense_accuracy": float((known == examples.labels).float().mean()),
         "recipe": recipe,
         "environment": environment(torch.device("cpu"), torch.float32),
     }

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import Pictures, evaluation_pictures, training_and_evaluation
+from experiments.micro.data import Examples, evaluation_examples, training_and_evaluation
 from experiments.micro.processes import keep_heap, side_by_side
 from experiments.micro.results import Beginning, folder_of, runs_left, write_result
 from experiments.selection.composites import composites
@@ -101,7 +101,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def train(model: nn.Module, pictures: Pictures, taught: bool, recipe: Mapping[str, Any], seed: int) -> None:
+def train(model: nn.Module, examples: Examples, taught: bool, recipe: Mapping[str, Any], seed: int) -> None:
     """AdamW with a warm-up and a cosine over batches of composites that never come again."""
     generator = torch.Generator().manual_seed(seed)
     rate, steps, batch = recipe["learning_rate"], recipe["steps"], recipe["batch_size"]
@@ -109,11 +109,11 @@ def train(model: nn.Module, pictures: Pictures, taught: bool, recipe: Mapping[st
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=_WARM_UP)
     model.train()
     for _ in range(steps):
-        rows = torch.randint(0, len(pictures), (batch,), generator=generator)
-        images, masks = composites(pictures, rows, SIZE, generator)
+        rows = torch.randint(0, len(examples), (batch,), generator=generator)
+        images, masks = composites(examples, rows, SIZE, generator)
         with torch.autocast("cpu", torch.bfloat16):
             given = masks if taught else None
-            loss = model(normalised(images), labels=pictures.labels[rows], selection_masks=given).loss
+            loss = model(normalised(images), labels=examples.labels[rows], selection_masks=given).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return partial(run, name, seed, wanted[name]["configuration"], recipe, options)
 
     def prepare() -> None:
-        evaluation_pictures(Path(arguments.data), SIZE, arguments.split, arguments.cache)
+        evaluation_examples(Path(arguments.data), SIZE, arguments.split, arguments.cache)
         training_and_evaluation(Path(arguments.data), SIZE, arguments.split, arguments.cache)
 
     side_by_side(todo, len(arguments.seeds) * len(wanted) - len(todo), job_of, prepare, arguments.workers)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from experiments.micro.data import DATA, load_pictures
+from experiments.micro.data import DATA, load_examples
 from experiments.micro.processes import keep_heap
 from experiments.teacher.efficientnet import MAP_SHAPE, NAME, SIZE, EfficientNetLite0
 from focusvit_hf.training.augmentation import color_jitter, crop_and_resize, random_crop_boxes, random_horizontal_flip
@@ -162,11 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=16, help="views of each image")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data set")
     args = parser.parse_args(argv)
-    pictures = load_pictures(args.data, "train", SIZE)
-    teaching = Teaching(args.bank, pictures.images, args.views)
+    examples = load_examples(args.data, "train", SIZE)
+    teaching = Teaching(args.bank, examples.images, args.views)
     begin = time.time()
     for view in range(args.views):
-        for indices in torch.arange(len(pictures)).split(100):
+        for indices in torch.arange(len(examples)).split(100):
             teaching.answers(indices, torch.full_like(indices, view))
         teaching.bank.flush()
         print(f"{view + 1} of {args.views} views, {time.time() - begin:.0f} s", flush=True)

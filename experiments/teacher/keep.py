@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from experiments.micro.data import DATA, load_pictures
+from experiments.micro.data import DATA, load_examples
 from experiments.teacher.efficientnet import MEAN, NAME, SIZE, STD
 from experiments.teacher.train import LOG_FILE, measure
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
@@ -150,7 +150,7 @@ def keep(run: Path, target: Path, data: Path = DATA) -> float:
     log = read_json(run / LOG_FILE)
     pupil = FocusViTForImageClassification.from_pretrained(run, dtype=torch.float32)
     dense = pupil.config.patch_pooling == "none" and pupil.config.embedding_type == "patch"
-    test = load_pictures(data, "test", SIZE)
+    test = load_examples(data, "test", SIZE)
     with new_folder(target) as folder:
         model = as_vit(pupil) if dense else pupil
         model.save_pretrained(folder)

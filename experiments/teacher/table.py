@@ -27,7 +27,7 @@ from transformers import AutoModelForImageClassification
 
 from experiments.frontier.panels import DENSE, OURS, PEER, Point, draw
 from experiments.micro.arguments import add_options, parser_of
-from experiments.micro.data import load_pictures
+from experiments.micro.data import load_examples
 from experiments.micro.paired_bootstrap import MARGINS, interval_text, paired_bootstrap
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import unpacked, write_table
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     scratch = without_a_teacher(arguments.scratch) if arguments.scratch else {}
     logs = finished(arguments.folder, arguments.subject)
-    test = load_pictures(arguments.data, "test", SIZE)
+    test = load_examples(arguments.data, "test", SIZE)
     torch.set_num_threads(THREADS)
     sizes = {name: log["history"][-1]["size"] for name, log in logs.items()}
     costs = timed(arguments.folder, sizes, test.images, arguments.repeats)

@@ -45,7 +45,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from experiments.micro.data import DATA, Pictures, load_images, load_pictures
+from experiments.micro.data import DATA, Examples, load_examples, load_images
 from experiments.micro.processes import keep_heap
 from experiments.micro.results import packed
 from experiments.micro.states import write_state
@@ -248,21 +248,21 @@ def run(
         odd = [name for name, value in asdict(recipe).items() if value != getattr(first, name)]
         if set(odd) - {"config", "peer"}:
             raise ValueError(f"expected recipes that differ in config and peer alone, got {odd} in that of {out}")
-    pictures = with_unlabelled(load_pictures(data, "train", SIZE), data, first.unlabelled)
-    held_out = (torch.arange(len(pictures)) % 5 == 0) & (pictures.labels != UNLABELLED)
+    examples = with_unlabelled(load_examples(data, "train", SIZE), data, first.unlabelled)
+    held_out = (torch.arange(len(examples)) % 5 == 0) & (examples.labels != UNLABELLED)
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
-    teaching = MixedTeaching(pictures.images, first) if bank is None else Teaching(bank, pictures.images, first.views)
+    teaching = MixedTeaching(examples.images, first) if bank is None else Teaching(bank, examples.images, first.views)
     states = [begun(recipe, out, begin, split) for out, recipe in recipes.items()]
     while (epoch := min(state.epoch for state in states)) < first.epochs:
         # An interruption may have left one epoch of some of them alone.
         behind = [state for state in states if state.epoch == epoch]
-        train_epoch(behind, teaching, pictures.labels, rows)
+        train_epoch(behind, teaching, examples.labels, rows)
         for state in behind:
             model, entry = state.pupil.model, state.history[-1]
             if split == "validation" and (state.epoch == first.epochs or state.epoch % every == 0):
                 with state.average.applied(model):
-                    logits = measure(model, pictures.images[held_out], first.size(epoch))
-                entry["held_out"] = float((logits.argmax(1) == pictures.labels[held_out]).float().mean())
+                    logits = measure(model, examples.images[held_out], first.size(epoch))
+                entry["held_out"] = float((logits.argmax(1) == examples.labels[held_out]).float().mean())
             name = {"pupil": state.out.name} if len(states) > 1 else {}
             print(name | {key: round(value, 4) for key, value in entry.items()}, flush=True)
             write_log(state, split)
@@ -278,14 +278,14 @@ def run(
     return figures
 
 
-def with_unlabelled(pictures: Pictures, data: Path, sets: Sequence[str]) -> Pictures:
+def with_unlabelled(examples: Examples, data: Path, sets: Sequence[str]) -> Examples:
     """The labelled images of the data set in the folder `data`, and behind them those of `sets`, see [`Recipe`]."""
     others = [load_images(data.parent / folder, split, SIZE) for folder, split in (name.split("/") for name in sets)]
     if not others:
-        return pictures
+        return examples
     count = sum(map(len, others))
-    labels = torch.cat([pictures.labels, pictures.labels.new_full((count,), UNLABELLED)])
-    return Pictures(torch.cat([pictures.images, *others]), labels)
+    labels = torch.cat([examples.labels, examples.labels.new_full((count,), UNLABELLED)])
+    return Examples(torch.cat([examples.images, *others]), labels)
 
 
 def settings_of(recipe: Recipe, split: str) -> dict[str, Any]:
@@ -352,7 +352,7 @@ class Exam:
 
     @torch.no_grad()
     def __init__(self, teacher: nn.Module, data: Path):
-        self._test = load_pictures(data, "test", SIZE)
+        self._test = load_examples(data, "test", SIZE)
         told = torch.cat([teacher(pixels_of(part, SIZE)) for part in self._test.images.split(100)])
         self._choice = told[:, list(IMAGENETTE_CLASSES)].argmax(dim=1)
 

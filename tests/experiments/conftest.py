@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.teacher import bank, mixed, train
-from teaching import StandIn, pictures
+from teaching import StandIn, examples
 
 
 @pytest.fixture
@@ -11,4 +11,4 @@ def stand_in(monkeypatch):
     for module in (bank, mixed):
         monkeypatch.setattr(module, "EfficientNetLite0", StandIn)
     for module in (bank, train):
-        monkeypatch.setattr(module, "load_pictures", pictures)
+        monkeypatch.setattr(module, "load_examples", examples)

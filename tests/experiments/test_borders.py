@@ -38,7 +38,7 @@ from experiments.borders.scores import (
     unpacked_scores,
 )
 from experiments.micro import training as micro_training
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from focusvit_hf.superpixels import tile_ids
 
 
@@ -53,17 +53,17 @@ def tiny_base(monkeypatch):
 
 @pytest.fixture(scope="module")
 def plain():
-    """20 pictures of 24 pixels, the levels of each are its number times ten."""
+    """20 images of 24 pixels, the levels of each are its number times ten."""
     levels = (torch.arange(20) * 10).to(torch.uint8)
-    return Pictures(levels[:, None, None, None].repeat(1, 3, 24, 24), torch.arange(20) % 3)
+    return Examples(levels[:, None, None, None].repeat(1, 3, 24, 24), torch.arange(20) % 3)
 
 
 @pytest.fixture(scope="module")
 def noisy():
-    """48 pictures of 32 pixels, fine noise of many colours: whatever is enlarged is smooth beside them."""
+    """48 images of 32 pixels, fine noise of many colours: whatever is enlarged is smooth beside them."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (48, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Pictures(images, torch.arange(48) % 3)
+    return Examples(images, torch.arange(48) % 3)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def test_composites_keep_every_pixel_of_the_figure_where_it_was(noisy):
     made = composites(noisy, torch.arange(20), torch.Generator().manual_seed(0))
     mirrored = 0
     for image, mask, figure in zip(made.images, made.masks, made.figures, strict=True):
-        picture = noisy.images[figure]
-        kept, flipped = ((image == p)[:, mask].all().item() for p in (picture, picture.flip(-1)))
+        image = noisy.images[figure]
+        kept, flipped = ((image == p)[:, mask].all().item() for p in (image, image.flip(-1)))
         assert kept != flipped
         mirrored += flipped
     assert 3 < mirrored < 17
@@ -129,7 +129,7 @@ def test_the_middle_of_a_image_can_be_moved_into_the_blob(plain):
     spot = plain.images.clone()
     spot[:, :, 10:14, 10:14] = 255
     made = composites(
-        Pictures(spot, plain.labels), torch.arange(20), torch.Generator().manual_seed(0), (0.3, 0.4), middle=True
+        Examples(spot, plain.labels), torch.arange(20), torch.Generator().manual_seed(0), (0.3, 0.4), middle=True
     )
     shown = (made.images[:, 0] == 255) & made.masks
     assert (shown.sum(dim=(1, 2)) >= 12).all()
@@ -149,9 +149,9 @@ def test_fixed_composites_are_always_the_same(plain):
 
 
 def test_composites_need_two_square_images(plain):
-    for pictures in (plain[slice(1)], Pictures(plain.images[..., :12], plain.labels)):
-        with pytest.raises(ValueError, match="Expected two or more square pictures, got"):
-            composites(pictures, torch.tensor([0]), torch.Generator())
+    for examples in (plain[slice(1)], Examples(plain.images[..., :12], plain.labels)):
+        with pytest.raises(ValueError, match="Expected two or more square images, got"):
+            composites(examples, torch.tensor([0]), torch.Generator())
 
 
 def test_segments_of_the_first_person_become_composites(segment_dir):
@@ -328,7 +328,7 @@ def test_a_finished_run_is_not_run_again(blob_dir, segment_dir, tmp_path, tiny_b
     ]
     for name in ("superpixel_4", "grid_4"):
         result = borders.run(name, named[name], 0, **places, epochs=1)
-        assert result["pictures"] == {"imagenette": 24, "bsds500": 18}
+        assert result["images"] == {"imagenette": 24, "bsds500": 18}
     left = borders.unfinished(named, [0], tmp_path, epochs=1)
     assert left == [(name, 0) for name in list(named)[2:]]
     with pytest.raises(ValueError, match=re.escape("with {'epochs': 2}, got {'epochs': 1}")):
@@ -341,7 +341,7 @@ def test_a_finished_run_is_not_run_again(blob_dir, segment_dir, tmp_path, tiny_b
     assert {row["tokens"] for row in content["comparisons"]} == {4}
     assert len(content["rows"]) == 2 * 2 * 5 and content["recipe"]["epochs"] == 1
     overlap, border = content["photographs"]
-    assert overlap["kind"] == "iou" and border["kind"] == "boundary_f" and overlap["difference"]["pictures"] == 6
+    assert overlap["kind"] == "iou" and border["kind"] == "boundary_f" and overlap["difference"]["images"] == 6
     # Of 2 x 2 tiles the lower two are exactly the half; three eighths and an eighth are not to be had.
     assert overlap["grid"] == pytest.approx((1 + 0.75 + 0.25) / 3, abs=1e-3)
     assert "| superpixel_4 | imagenette |" in (tmp_path / "tables" / "borders.md").read_text()
@@ -355,11 +355,11 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 
 def result_of(variant, seed, **levels):
-    """A result whose pictures have scores about a level, by upsampling."""
+    """A result whose images have scores about a level, by upsampling."""
     scores = np.random.default_rng(0).uniform(-0.05, 0.05, 100)
     kinds = {
         how: {
-            kind: {"mean": level, "pictures": packed_scores(torch.tensor(scores + level))}
+            kind: {"mean": level, "images": packed_scores(torch.tensor(scores + level))}
             for kind in ("iou", "boundary_f")
         }
         for how, level in levels.items()

@@ -50,12 +50,12 @@ def test_each_number_of_superpixels_is_a_row_and_compared(folders, tmp_path, tmp
 
 
 def test_ranks_are_the_models(folders, tiny_model):
-    pictures = blobs(7)
-    (row, right), _ = compare_checkpoints.measure(folders[1], pictures, [4])
+    examples = blobs(7)
+    (row, right), _ = compare_checkpoints.measure(folders[1], examples, [4])
     model = tiny_model(num_labels=3, id2label=CLASSES)
     processor = FocusViTImageProcessor.from_model_config(model.config)
-    logits = model(**processor(pictures["image"][:], return_tensors="pt")).logits
-    assert right.tolist() == (logits.argmax(1).numpy() == pictures["label"][:]).tolist()
+    logits = model(**processor(examples["image"][:], return_tensors="pt")).logits
+    assert right.tolist() == (logits.argmax(1).numpy() == examples["label"][:]).tolist()
     # All three classes are among the first five.
     assert row["top_5_accuracy"] == 1
 

@@ -12,7 +12,7 @@ from experiments.conversion import curve
 from experiments.conversion import table as conversion_table
 from experiments.conversion.rows import FAMILIES, TOLERANCE, UNTRAINED, Row, all_rows, at_budget
 from experiments.conversion.tuning import Plan, tune
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.results import packed, unpacked
 from focusvit_hf import FocusViTConfig, FocusViTForImageClassification
 from focusvit_hf.conversion.cost import flops_of_an_image
@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return Pictures(*blob_tensors(16))
+def examples():
+    return Examples(*blob_tensors(16))
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def test_every_family_reaches_its_budgets_at_the_size_that_is_measured():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_is_made_tuned_and_measured(pictures, dense, family, tmp_path):
+def test_a_row_is_made_tuned_and_measured(examples, dense, family, tmp_path):
     row = at_budget(family, dense.config, 0.75) or Row(family, 0.75, 0.9, FAMILIES[family](dense.config)[-1])
     before = [parameter.clone() for parameter in dense.parameters()]
     learning = "distilled" if family in UNTRAINED else "at_once"
     path = tmp_path / "row.json"
-    found = curve.measured(dense, row, learning, PLAN, 0, (pictures, pictures), CPU, repeats=1, path=path)
+    found = curve.measured(dense, row, learning, PLAN, 0, (examples, examples), CPU, repeats=1, path=path)
     assert json.loads(path.read_text())["correct"] == found["correct"]
     assert found["flops"] == flops_of_an_image(curve.made(dense, row).config)
     assert found["accuracy"] == unpacked(found["correct"], 16).mean()
@@ -82,7 +82,7 @@ def test_a_row_is_made_tuned_and_measured(pictures, dense, family, tmp_path):
         curve.is_there(path, Row(family, 0.75, 0.9, {"keep_ratio": 0.123}), learning, PLAN)
 
 
-def test_only_predictors_learn_while_the_backbone_rests(pictures, dense):
+def test_only_predictors_learn_while_the_backbone_rests(examples, dense):
     row = Row("learned", 0.75, 0.75, {"sparsification_layers": [2], "sparsification_relevance": "learned"})
     for frozen in (1, 0):
         model = curve.made(dense, row)
@@ -90,15 +90,15 @@ def test_only_predictors_learn_while_the_backbone_rests(pictures, dense):
         precision = "bfloat16" if frozen else "float32"
         plan = Plan(epochs=1, batch_size=8, frozen_epochs=frozen, precision=precision)
         attention = model.config._attn_implementation
-        tune(model, dense, plan, 0, pictures, CPU)
+        tune(model, dense, plan, 0, examples, CPU)
         assert model.config._attn_implementation == attention
         moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
         assert any("predictors" in name for name in moved)
         assert all("predictors" in name for name in moved) == bool(frozen)
 
 
-def test_the_program_makes_what_is_missing_and_the_table_compares(pictures, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(curve, "training_and_evaluation", lambda *args: (pictures, pictures))
+def test_the_program_makes_what_is_missing_and_the_table_compares(examples, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(curve, "training_and_evaluation", lambda *args: (examples, examples))
     options = ["--results", str(tmp_path), "--epochs", "1", "--batch_size", "8", "--repeats", "1"]
     families = ["--families", "attention_drop", "random", "learned", "--budgets", "0.75"]
     command = [str(folder), *options, *families, "--learning", "at_once", "distilled", "--limit", "12"]
@@ -134,7 +134,7 @@ def test_differences_are_paired_at_equal_cost(tmp_path):
     for variant, count in right.items():
         outcome = rng.permutation(200) < count
         result = {"variant": variant, "family": variant.removesuffix("_50"), "budget": 0.5, "share": 0.5, "flops": 1}
-        result |= {"learning": "at_once", "seed": 0, "pictures": 200, "accuracy": float(outcome.mean())}
+        result |= {"learning": "at_once", "seed": 0, "images": 200, "accuracy": float(outcome.mean())}
         write_json(tmp_path / f"{variant}-at_once-seed0.json", {**result, "correct": packed(outcome)})
     rows = {row["variant"]: row for row in conversion_table.table(conversion_table.collect(tmp_path))}
     means = {name: round(found["mean"], 3) for name, found in rows["merge_50"]["differences"].items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.borders import explanations
-from experiments.micro.data import Pictures, load_pictures
+from experiments.micro.data import Examples, load_examples
 from experiments.micro.results import packed
 from experiments.micro.training import predict, save_model
 from focusvit_hf import FocusViTConfig
@@ -56,7 +56,7 @@ def test_classifiers_are_explained(pooling, small_photographs, tiny_model):
     assert set(maps) == {"nearest", "bilinear", "chance"}
     assert all(heat.shape == (4, 32, 32) for heat in maps.values())
     assert len(maps["nearest"][0].unique()) <= 16 < len(maps["bilinear"][0].unique())
-    scores = explanations.measure(model, Pictures(small_photographs, torch.arange(4)), steps=4)
+    scores = explanations.measure(model, Examples(small_photographs, torch.arange(4)), steps=4)
     assert list(scores)[:4] == ["deletion", "insertion", "deletion_gain", "insertion_gain"]
     assert set(list(scores)[4:]) == {
         f"{name}_{ground}" for name in ("pointing", "energy", "iou", "accuracy") for ground in ("textured", "smooth")
@@ -93,15 +93,15 @@ def test_better_is_positive_for_every_score():
 
 
 def test_saved_classifiers_are_explained(blob_dir, tmp_path, tiny_model, capsys):
-    pictures = load_pictures(blob_dir, "test", 32, tmp_path)
+    examples = load_examples(blob_dir, "test", 32, tmp_path)
     for name in ("superpixel", "grid"):
         model = tiny_model(patch_pooling=name, num_labels=3)
         save_model(model, tmp_path / "weights" / "controls_16" / f"{name}-seed0")
-        outcome = predict(model, pictures.images).argmax(dim=1) == pictures.labels
-        result = {"recipe": {"regions": "superpixel"}, "pictures": len(outcome), "correct": packed(outcome.numpy())}
+        outcome = predict(model, examples.images).argmax(dim=1) == examples.labels
+        result = {"recipe": {"regions": "superpixel"}, "images": len(outcome), "correct": packed(outcome.numpy())}
         write_json(tmp_path / "controls_16" / f"{name}-seed0.json", result)
     places = ["--data", str(blob_dir), "--cache", str(tmp_path), "--results", str(tmp_path), "--tables", str(tmp_path)]
-    explanations.main(["controls_16", "--pictures", "4", "--steps", "2", "--seeds", "0", "1", *places])
+    explanations.main(["controls_16", "--images", "4", "--steps", "2", "--seeds", "0", "1", *places])
     content = json.loads((tmp_path / "controls_16-explanations.json").read_text())
     assert {row["variant"] for row in content["rows"]} == {"superpixel", "grid"}
     assert all(row["seeds"] == [0] for row in content["rows"])

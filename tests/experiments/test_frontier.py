@@ -1,4 +1,4 @@
-"""Accuracy against throughput: rows from results, times of what was trained, the frontier, its picture."""
+"""Accuracy against throughput: rows from results, times of what was trained, the frontier, its plot."""
 
 import io
 import json
@@ -31,13 +31,13 @@ VARIANTS = {
     "dense_stem": {"patch_pooling": "none"},
 }
 NAMES = ["superpixel_4", "superpixel_latent_4", "grid_4", "larger_patches_4", "dense_stem", "LeViT-128S"]
-PICTURES = 200
+IMAGES = 200
 
 
 def write(folder, question, variant, seed, right, about):
-    outcome = np.arange(PICTURES) < right
+    outcome = np.arange(IMAGES) < right
     result = {"question": question, "variant": variant, "seed": seed, **about}
-    result |= {"pictures": PICTURES, "accuracy": float(outcome.mean()), "correct": results_module.packed(outcome)}
+    result |= {"images": IMAGES, "accuracy": float(outcome.mean()), "correct": results_module.packed(outcome)}
     path = folder / question / f"{variant}-seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result))
@@ -61,8 +61,8 @@ def results(tmp_path):
 
 
 @pytest.fixture
-def picture_files():
-    """Three encoded pictures."""
+def image_files():
+    """Three encoded images."""
     files = []
     for image in blobs(3)["image"]:
         buffer = io.BytesIO()
@@ -72,7 +72,7 @@ def picture_files():
 
 
 def measured(rows, **speeds):
-    """Times of rows, all at 100 pictures a second but for those named."""
+    """Times of rows, all at 100 images a second but for those named."""
     times = []
     for row in rows:
         for batch in (1, 32):
@@ -152,9 +152,9 @@ def test_questions_without_results_are_named(tmp_path):
 # Times
 
 
-def test_rows_are_timed_as_they_were_trained(results, picture_files):
+def test_rows_are_timed_as_they_were_trained(results, image_files):
     rows = load_rows(results)
-    found = frontier.throughput(rows, picture_files, [1, 3], repeats=1)
+    found = frontier.throughput(rows, image_files, [1, 3], repeats=1)
     assert found["failures"] == [] and found["settings"]["baseline"] == "dense_stem"
     assert {(row["subject"], row["batch_size"]) for row in found["rows"]} == {(n, b) for n in NAMES for b in (1, 3)}
     parts = {name: {row["part"] for row in found["rows"] if row["subject"] == name} for name in NAMES}
@@ -178,12 +178,12 @@ def test_every_row_is_fed_the_same_pixels(results):
     assert all(torch.equal(values, fed[0]) for values in fed)
 
 
-def test_rows_of_several_sizes_are_not_timed_together(results, picture_files):
+def test_rows_of_several_sizes_are_not_timed_together(results, image_files):
     larger = of_variant("grid")
     larger["configuration"]["image_size"] = 64
     write(results, "controls_9", "grid", 0, 100, {**larger, "tokens": 9})
     with pytest.raises(ValueError, match=re.escape("got [32, 64]; choose with --image_size")):
-        frontier.throughput(load_rows(results), picture_files)
+        frontier.throughput(load_rows(results), image_files)
 
 
 # The table
@@ -221,15 +221,15 @@ def test_times_of_something_else_are_refused(results):
         frontier.table(rows, times)
 
 
-# The picture
+# The plot
 
 
 def test_the_image_names_every_point(results):
     rows = load_rows(results)
     found = frontier.table(rows, measured(rows, **{name: 50.0 * 2**n for n, name in enumerate(NAMES)}))
-    with Image.open(io.BytesIO(frontier_plot.draw(found, "32", "title", "foot"))) as picture:
-        assert picture.format == "PNG" and picture.width >= 900
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=2**20)}
+    with Image.open(io.BytesIO(frontier_plot.draw(found, "32", "title", "foot"))) as image:
+        assert image.format == "PNG" and image.width >= 900
+        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=2**20)}
     drawn = {tuple(bytes.fromhex(frontier_plot._COLOURS[row.family][1:])) for row in rows}
     assert drawn <= colours
 
@@ -307,7 +307,7 @@ def test_trained_folders_are_recorded_and_timed(parquet, tmp_path):
         "ours": ("FocusViT, latent attention", [1]),
         "dense": (DENSE, [0]),
     }
-    assert rows["ours"].first["recipe"]["learning_rate"] == 0.5 and rows["ours"].first["pictures"] == 6
+    assert rows["ours"].first["recipe"]["learning_rate"] == 0.5 and rows["ours"].first["images"] == 6
     # The same as by hand.
     model = FocusViTForImageClassification.from_pretrained(folders[1])
     data = blobs(6)
@@ -328,7 +328,7 @@ def test_trained_folders_are_recorded_and_timed(parquet, tmp_path):
         assert str(tmp_path) not in json.dumps(content)
 
 
-def test_what_cannot_be_recorded_is_refused(results, parquet, tmp_path, picture_files):
+def test_what_cannot_be_recorded_is_refused(results, parquet, tmp_path, image_files):
     with pytest.raises(ValueError, match="Expected --questions NEW_NAME"):
         frontier.main(["record", str(tmp_path), "--results", str(results)])
     config = FocusViTConfig(**SMALLEST, num_superpixels=4, num_labels=2, patch_size=8)
@@ -337,7 +337,7 @@ def test_what_cannot_be_recorded_is_refused(results, parquet, tmp_path, picture_
     with pytest.raises(ValueError, match="Expected a model of 3 classes, got 2"):
         frontier_folders.record(tmp_path / "two", parquet, "full", results)
     with pytest.raises(ValueError, match=re.escape("Expected folders that are recorded, got ['two']")):
-        frontier.throughput(load_rows(results), picture_files, folders=[tmp_path / "two"])
+        frontier.throughput(load_rows(results), image_files, folders=[tmp_path / "two"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The harness of the experiments: pictures, regions, training at micro scale, changed pictures."""
+"""The harness of the experiments: images, regions, training at micro scale, changed images."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from blobs import SMALLEST, blob_tensors, write_parquet
 from experiments.micro import results as results_module
 from experiments.micro import run as micro
 from experiments.micro import training as micro_training
-from experiments.micro.data import Pictures, load_images, load_pictures, training_and_evaluation
+from experiments.micro.data import Examples, load_examples, load_images, training_and_evaluation
 from experiments.micro.questions import PARAMETER_TOLERANCE, QUESTIONS, parameters_matched
 from experiments.micro.regions import detail_tiles, random_regions, region_ids
 from experiments.robustness import checkpoints as robustness_of_checkpoints
@@ -28,32 +28,32 @@ SHORT = {"epochs": 2, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def examples():
     """48 blobs of 32 pixels, three classes."""
-    return Pictures(*blob_tensors(48))
+    return Examples(*blob_tensors(48))
 
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory):
-    """The same kind of pictures as a data set in files."""
+    """The same kind of images as a data set in files."""
     return write_parquet(tmp_path_factory.mktemp("blobs"), 40)
 
 
-# Pictures
+# Images
 
 
 def test_images_are_shrunk_once_and_kept(parquet, tmp_path, monkeypatch):
-    pictures = load_pictures(parquet, "test", 16, tmp_path)
-    assert pictures.images.shape == (10, 3, 16, 16) and pictures.images.dtype == torch.uint8
-    assert pictures.labels.tolist() == [number % 3 for number in range(100, 110)]
+    examples = load_examples(parquet, "test", 16, tmp_path)
+    assert examples.images.shape == (10, 3, 16, 16) and examples.images.dtype == torch.uint8
+    assert examples.labels.tolist() == [number % 3 for number in range(100, 110)]
     monkeypatch.setattr(datasets, "load_dataset", None)
-    again = load_pictures(parquet, "test", 16, tmp_path)
-    assert torch.equal(again.images, pictures.images)
+    again = load_examples(parquet, "test", 16, tmp_path)
+    assert torch.equal(again.images, examples.images)
 
 
 def test_images_alone_are_loaded_whatever_else_a_data_set_has(parquet, tmp_path):
     images = load_images(parquet, "test", 16, tmp_path)
-    assert torch.equal(images, load_pictures(parquet, "test", 16, tmp_path).images)
+    assert torch.equal(images, load_examples(parquet, "test", 16, tmp_path).images)
     assert torch.equal(images, load_images(parquet, "test", 16, tmp_path))
     with pytest.raises(ValueError, match="expected a folder of parquet files"):
         load_images(tmp_path / "nowhere", "train", 16, tmp_path)
@@ -106,9 +106,9 @@ def test_tiles_by_detail_are_rectangles_and_all_there(count, side):
         assert (ids[1].flatten().bincount() <= 2 * side**2 / count).all()
 
 
-def test_regions_of_another_image_are_superpixels_of_the_one_before(pictures):
-    images = pictures.images[:4]
-    ids = region_ids(images, "other_picture", 4, 10.0, 5, 4)
+def test_regions_of_another_image_are_superpixels_of_the_one_before(examples):
+    images = examples.images[:4]
+    ids = region_ids(images, "other_image", 4, 10.0, 5, 4)
     assert torch.equal(ids, slic(images, 4, 10.0, 5, 4)[[3, 0, 1, 2]])
     with pytest.raises(ValueError, match="Expected regions to be one of"):
         region_ids(images, "voronoi", 4, 10.0, 5, 4)
@@ -117,34 +117,34 @@ def test_regions_of_another_image_are_superpixels_of_the_one_before(pictures):
 # Training
 
 
-def test_variants_of_a_seed_see_the_same_images(pictures):
+def test_variants_of_a_seed_see_the_same_images(examples):
     seen = []
     for variant in ({}, {"patch_pooling": "grid"}):
         config, recipe = micro_training.settings({**TINY, **variant}, batch_size=16)
-        seen.append(list(micro_training.batches(pictures, config, recipe, torch.Generator().manual_seed(5))))
+        seen.append(list(micro_training.batches(examples, config, recipe, torch.Generator().manual_seed(5))))
     assert len(seen[0]) == 3
     for (images, labels), (others, other_labels) in zip(*seen, strict=True):
         assert images.dtype == torch.uint8 and images.shape == (16, 3, 32, 32)
         assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
-def test_mixed_images_have_probabilities(pictures):
+def test_mixed_images_have_probabilities(examples):
     config, recipe = micro_training.settings(TINY, cutmix_alpha=1.0, mix_probability=1.0, batch_size=16)
-    _, targets = next(micro_training.batches(pictures, config, recipe, torch.Generator().manual_seed(0)))
+    _, targets = next(micro_training.batches(examples, config, recipe, torch.Generator().manual_seed(0)))
     assert targets.shape == (16, 3)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
 
 
-def test_training_repeats_and_learns(pictures):
-    first, second = (micro_training.train(TINY, 1, pictures, learning_rate=1e-2, **SHORT) for _ in range(2))
-    other = micro_training.train(TINY, 2, pictures, learning_rate=1e-2, **SHORT)
+def test_training_repeats_and_learns(examples):
+    first, second = (micro_training.train(TINY, 1, examples, learning_rate=1e-2, **SHORT) for _ in range(2))
+    other = micro_training.train(TINY, 2, examples, learning_rate=1e-2, **SHORT)
     assert [entry["loss"] for entry in first.history] == [entry["loss"] for entry in second.history]
     assert first.history[-1]["loss"] != other.history[-1]["loss"]
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name])
-    longer = micro_training.train(TINY, 1, pictures, learning_rate=1e-2, epochs=12, batch_size=16)
+    longer = micro_training.train(TINY, 1, examples, learning_rate=1e-2, epochs=12, batch_size=16)
     assert longer.history[-1]["loss"] < longer.history[0]["loss"] - 0.05
-    outcome, loss = micro_training.outcomes(longer, pictures)
+    outcome, loss = micro_training.outcomes(longer, examples)
     assert outcome.shape == (48,) and 0 < loss < 10
 
 
@@ -152,7 +152,7 @@ def test_training_repeats_and_learns(pictures):
     "changes",
     [
         {"regions": "random"},
-        {"regions": "other_picture"},
+        {"regions": "other_image"},
         {"train_num_superpixels": (4, 16), "train_compactness": (5.0, 20.0)},
         {"ema_decay": 0.9},
         {"precision": "float32", "patch_pooling": "none"},
@@ -160,17 +160,17 @@ def test_training_repeats_and_learns(pictures):
     ],
     ids=str,
 )
-def test_every_kind_of_variant_trains(pictures, changes):
-    run = micro_training.train({**TINY, **changes}, 0, pictures, **SHORT)
+def test_every_kind_of_variant_trains(examples, changes):
+    run = micro_training.train({**TINY, **changes}, 0, examples, **SHORT)
     assert len(run.history) == 2 and not run.model.training
     # What was drawn for a batch does not outlive it.
     assert (run.model.config.num_superpixels, run.model.config.superpixel_compactness) == (4, 10.0)
 
 
 @pytest.mark.parametrize("seen", ["embeddings", "moments", "both"])
-def test_predictors_see_what_the_variant_says(pictures, seen):
+def test_predictors_see_what_the_variant_says(examples, seen):
     spot = {"num_hidden_layers": 2, "sparsification_layers": [1], "sparsification_relevance": "learned"}
-    run = micro_training.train({**TINY, **spot, "predictor_inputs": seen}, 0, pictures, **SHORT)
+    run = micro_training.train({**TINY, **spot, "predictor_inputs": seen}, 0, examples, **SHORT)
     [predictor] = run.model.focusvit.sparsification.predictors
     tokens, moments = torch.randn(2, 1, 16, predictor.norm.weight.shape[0]), torch.rand(2, 1, 16, 6, 2)
     with torch.no_grad():
@@ -179,25 +179,25 @@ def test_predictors_see_what_the_variant_says(pictures, seen):
     assert bool(of_tokens.any()) == (seen != "moments")
     assert bool(of_moments.any()) == (seen != "embeddings")
     with pytest.raises(ValueError, match="got 'nothing'"):
-        micro_training.train({**TINY, **spot, "predictor_inputs": "nothing"}, 0, pictures, **SHORT)
+        micro_training.train({**TINY, **spot, "predictor_inputs": "nothing"}, 0, examples, **SHORT)
 
 
-def test_a_teacher_takes_part(pictures, tmp_path):
+def test_a_teacher_takes_part(examples, tmp_path):
     # It knows one class only, which no label says.
-    of_one = Pictures(pictures.images, torch.zeros_like(pictures.labels))
+    of_one = Examples(examples.images, torch.zeros_like(examples.labels))
     teacher = micro_training.train(TINY, 0, of_one, learning_rate=1e-2, **SHORT)
     micro_training.save_model(teacher.model, tmp_path / "controls" / "superpixel-seed0")
     student = {**TINY, "patch_pooling": "grid"}
     alone, taught = (
-        micro_training.train({**student, **more}, 1, pictures, tmp_path, learning_rate=1e-2, **SHORT)
+        micro_training.train({**student, **more}, 1, examples, tmp_path, learning_rate=1e-2, **SHORT)
         for more in ({}, {"teacher": "controls/superpixel-seed0"})
     )
     shares = [
-        micro_training.predict(run.model, pictures.images).softmax(dim=1)[:, 0].mean() for run in (alone, taught)
+        micro_training.predict(run.model, examples.images).softmax(dim=1)[:, 0].mean() for run in (alone, taught)
     ]
     assert shares[1] > shares[0] + 0.05
     with pytest.raises(ValueError, match="Expected weights of the teacher controls/grid-seed0, trained before, got"):
-        micro_training.train({**student, "teacher": "controls/grid-seed0"}, 1, pictures, tmp_path, **SHORT)
+        micro_training.train({**student, "teacher": "controls/grid-seed0"}, 1, examples, tmp_path, **SHORT)
 
 
 def test_settings_refuse_what_nobody_knows():
@@ -205,12 +205,12 @@ def test_settings_refuse_what_nobody_knows():
         micro_training.settings({"num_latent": 3})
 
 
-def test_saved_weights_are_halved_and_loaded_in_full(pictures, tmp_path):
-    run = micro_training.train(TINY, 0, pictures, **SHORT)
+def test_saved_weights_are_halved_and_loaded_in_full(examples, tmp_path):
+    run = micro_training.train(TINY, 0, examples, **SHORT)
     micro_training.save_model(run.model, tmp_path)
     loaded = micro_training.load_model(tmp_path)
     assert next(loaded.parameters()).dtype == torch.float32
-    expected, found = (micro_training.predict(model, pictures.images) for model in (run.model, loaded))
+    expected, found = (micro_training.predict(model, examples.images) for model in (run.model, loaded))
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
     assert (tmp_path / "model.safetensors").stat().st_size < 2.5 * run.model.num_parameters() + 5000
 
@@ -274,7 +274,7 @@ def test_weights_have_to_be_those_of_the_result(parquet, tmp_path, monkeypatch):
     path = tmp_path / "results" / "attention" / "full-seed0.json"
     wrong = results_module.packed(~results_module.unpacked(result["correct"], 10))
     path.write_text(json.dumps({**result, "correct": wrong}))
-    with pytest.raises(ValueError, match=r"Expected the weights of .*full-seed0.json, got others: 10 of 10 pictures"):
+    with pytest.raises(ValueError, match=r"Expected the weights of .*full-seed0.json, got others: 10 of 10 images"):
         micro.load_run("attention", "full", 0, **places)
     path.unlink()
     with pytest.raises(ValueError, match=r"Expected .*full-seed0.json beside the weights of the run, got none"):
@@ -308,7 +308,7 @@ def test_outcomes_are_packed_and_unpacked():
     assert np.array_equal(results_module.unpacked(text, 2001), outcome)
 
 
-# Changed pictures
+# Changed images
 
 
 def test_corruptions_keep_images_images(small_photographs):
@@ -336,16 +336,16 @@ def test_corruptions_do_what_they_say(small_photographs):
     assert spread[16, 17] == pytest.approx(float(spread[17, 16])) and spread.sum() == pytest.approx(1.0, abs=0.05)
 
 
-def test_models_are_measured_under_every_change(pictures):
-    some = pictures[slice(8)]
-    larger = Pictures(some.images.repeat_interleave(2, 2).repeat_interleave(2, 3), some.labels)
-    run = micro_training.train(TINY, 0, pictures, **SHORT)
+def test_models_are_measured_under_every_change(examples):
+    some = examples[slice(8)]
+    larger = Examples(some.images.repeat_interleave(2, 2).repeat_interleave(2, 3), some.labels)
+    run = micro_training.train(TINY, 0, examples, **SHORT)
     measured = robustness.measure(run.model, some, larger)
     # Half, one and a half times and twice the 4 superpixels; three of them cannot be laid out.
     assert list(measured) == ["clean", *corruptions.CORRUPTIONS, "larger", "k_2", "k_6", "k_8"]
     assert all(outcome.shape == (8,) and outcome.dtype == bool for outcome in measured.values())
     assert run.model.config.num_superpixels == 4
-    dense = micro_training.train({**TINY, "patch_pooling": "none", "patch_size": 32}, 0, pictures, **SHORT)
+    dense = micro_training.train({**TINY, "patch_pooling": "none", "patch_size": 32}, 0, examples, **SHORT)
     assert list(robustness.measure(dense.model, some, larger)) == [
         "clean",
         *(name for name in corruptions.CORRUPTIONS if name not in ("taller_1.5", "wider_1.5")),
@@ -379,7 +379,7 @@ def test_robustness_of_checkpoints(parquet, tmp_path):
     folders = [str(tmp_path / name) for name in ("control", "other")]
     robustness_of_checkpoints.main([*folders, "--name", "blobs", *flags])
     content = json.loads((tmp_path / "tables" / "blobs-robustness.json").read_text())
-    assert (content["control"], content["pictures"]) == ("control", 10)
+    assert (content["control"], content["images"]) == ("control", 10)
     assert {row["variant"] for row in content["rows"] if "difference" in row} == {"other"}
     with pytest.raises(ValueError, match=r"models for one size, got \[\(32, 32\), \(64, 64\)\]"):
         robustness_of_checkpoints.main([folders[0], str(tmp_path / "larger"), *flags])

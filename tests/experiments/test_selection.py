@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 from experiments.micro.results import Beginning, write_result
 from experiments.micro.tables import collect
 from experiments.selection import run, speed, systems, tables
@@ -12,13 +12,13 @@ from focusvit_hf import FocusViTConfig
 
 
 @pytest.fixture
-def pictures():
+def examples():
     images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
-    return Pictures(images, torch.arange(12) % 10)
+    return Examples(images, torch.arange(12) % 10)
 
 
-def test_a_mask_is_where_the_image_was_pasted(pictures):
-    white = Pictures(torch.full_like(pictures.images, 255), pictures.labels)
+def test_a_mask_is_where_the_image_was_pasted(examples):
+    white = Examples(torch.full_like(examples.images, 255), examples.labels)
     white.images[6:] = 0
     images, masks = composites(white, torch.arange(6), 64, torch.Generator().manual_seed(0))
     assert images.dtype == torch.uint8 and images.shape == (6, 3, 64, 64)
@@ -28,21 +28,21 @@ def test_a_mask_is_where_the_image_was_pasted(pictures):
         assert mask.any(dim=0).sum() == mask.any(dim=1).sum(), "a square"
 
 
-def test_a_gate_that_is_taught_finds_more_of_the_objects(pictures):
+def test_a_gate_that_is_taught_finds_more_of_the_objects(examples):
     recipe = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3}
     model = run.make_model(run.VARIANTS["masks"], seed=0)
-    run.train(model, pictures, True, recipe, seed=0)
-    images, masks = composites(pictures, torch.arange(12), 64, torch.Generator().manual_seed(1))
-    right, found = run.outcomes(model, images, masks, pictures.labels)
+    run.train(model, examples, True, recipe, seed=0)
+    images, masks = composites(examples, torch.arange(12), 64, torch.Generator().manual_seed(1))
+    right, found = run.outcomes(model, images, masks, examples.labels)
     assert right.shape == (12,)
     assert {"selected_share", "cost_share", "recall", "first_layer_recall", "object_share"} <= found.keys()
     assert all(0 <= figure <= 1 for figure in found.values())
 
 
-def test_the_random_control_selects_the_same_tokens_in_all_layers(pictures):
+def test_the_random_control_selects_the_same_tokens_in_all_layers(examples):
     model = run.make_model(run.VARIANTS["random_30"], seed=0).eval()
     run.select_at_random(model)
-    first, second = (model(run.normalised(pictures.images)).selected_tokens for _ in range(2))
+    first, second = (model(run.normalised(examples.images)).selected_tokens for _ in range(2))
     assert all(torch.equal(tokens, first[0]) for tokens in first)
     assert first[0].sum(dim=1).unique().tolist() == [19]
     assert not torch.equal(first[0], second[0])

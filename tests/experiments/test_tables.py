@@ -34,7 +34,7 @@ def test_pairing_narrows_the_interval():
 
 
 def test_seeds_count_with_their_own_variance():
-    # All pictures of a run move together: what is left is the mean over seeds.
+    # All images of a run move together: what is left is the mean over seeds.
     shifts = np.linspace(0.0, 0.3, 6)[:, None]
     found = paired_bootstrap(np.broadcast_to(shifts, (6, 50)), np.zeros((6, 50)), level=0.6827)
     error = shifts.std(ddof=1) / np.sqrt(6)
@@ -46,7 +46,7 @@ def test_the_interval_covers_the_truth(seeds):
     rng = np.random.default_rng(seeds)
     covered, trials, truth = 0, 100, 0.05
     for _ in range(trials):
-        # How hard a picture is, is shared by both subjects and all seeds.
+        # How hard an image is, is shared by both subjects and all seeds.
         hard = rng.normal(size=400)
         control = rng.normal(size=(seeds, 400)) + hard < 0.5
         chance = rng.random((seeds, 400)) < truth
@@ -86,7 +86,7 @@ def stored(variant, seed, right, parameters=1000):
         "tokens": 36,
         "parameters": parameters,
         "accuracy": float(outcome.mean()),
-        "pictures": 200,
+        "images": 200,
         "correct": results_module.packed(outcome),
         "seconds": 90.0,
         "recipe": {"epochs": 20},

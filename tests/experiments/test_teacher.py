@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from experiments.teacher import bank, train
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.utils.files import write_json
-from teaching import MIXED, POOLED, RECIPE, pictures
+from teaching import MIXED, POOLED, RECIPE, examples
 
 
 def test_the_rate_rises_and_falls_and_the_size_grows():
@@ -176,7 +176,7 @@ def test_choices_are_made_on_images_that_are_held_out(stand_in, tmp_path):
     assert train.run({tmp_path / "run": recipe}, tmp_path / "bank", "validation", every=1) == {tmp_path / "run": {}}
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert 0 <= log["history"][0]["held_out"] <= 1
-    teaching = bank.Teaching(tmp_path / "bank", pictures(None, "train", 224).images, 1)
+    teaching = bank.Teaching(tmp_path / "bank", examples(None, "train", 224).images, 1)
     # Images 0, 5 and 10 were held out; of the other twelve, two batches of six were learned from.
     missing = teaching.bank.missing(torch.arange(15), torch.zeros(15, dtype=torch.long))
     assert missing.nonzero().flatten().tolist() == [0, 5, 10]

@@ -12,11 +12,11 @@ from cards import PATTERN
 from experiments.teacher import keep, train
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.hub.model_card import check_card
-from teaching import CONFIG, RECIPE, pictures
+from teaching import CONFIG, RECIPE, examples
 
 
 def test_the_dense_pupil_is_kept_as_a_plain_vit(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(keep, "load_pictures", pictures)
+    monkeypatch.setattr(keep, "load_examples", examples)
     recipe = train.Recipe(**{**RECIPE, "stages": [[112, 1]]})
     train.run({tmp_path / "run": recipe}, tmp_path / "bank", "test", every=1)
     pupil = FocusViTForImageClassification.from_pretrained(tmp_path / "run").eval()
@@ -35,7 +35,7 @@ def test_the_dense_pupil_is_kept_as_a_plain_vit(stand_in, tmp_path, monkeypatch)
 
 
 def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(keep, "load_pictures", pictures)
+    monkeypatch.setattr(keep, "load_examples", examples)
     changes = {"embedding_type": "conv", "patch_pooling": "superpixel", "position_embedding_type": "dynamic"}
     config = {**CONFIG, **changes, "num_superpixels": 9}
     recipe = train.Recipe(**{**RECIPE, "config": config, "stages": [[224, 1]], "guidance": 0})

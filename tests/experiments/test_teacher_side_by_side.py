@@ -11,7 +11,7 @@ from experiments.micro.results import unpacked
 from experiments.teacher import table, train
 from focusvit_hf import FocusViTForImageClassification
 from focusvit_hf.utils.files import write_json
-from teaching import MIXED, PEER, pictures
+from teaching import MIXED, PEER, examples
 
 
 def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_up(stand_in, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_pupils_side_by_side_see_the_same_views_and_one_that_is_behind_catches_u
         right = unpacked(log["correct"], 7)
         assert log["figures"]["test_accuracy"] == pytest.approx(right.mean())
 
-    monkeypatch.setattr(table, "load_pictures", pictures)
+    monkeypatch.setattr(table, "load_examples", examples)
     threads = torch.get_num_threads()
     known = [{"name": "Theirs", "accuracy": {"mean": 0.25}}, {"name": "another", "accuracy": {"mean": 0.5}}]
     write_json(tmp_path / "frontier.json", {"rows": known})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiments.teacher import bank, efficientnet, mixed, train
-from teaching import MIXED, RECIPE, pictures
+from teaching import MIXED, RECIPE, examples
 
 
 def test_a_view_is_the_same_at_every_size_and_in_every_batch():
@@ -23,7 +23,7 @@ def test_a_view_is_the_same_at_every_size_and_in_every_batch():
 
 
 def test_new_views_are_drawn_and_mixed_and_the_teacher_is_asked_for_what_the_pupil_sees(stand_in):
-    images = pictures(None, "train", 224).images
+    images = examples(None, "train", 224).images
     indices, labels = torch.tensor([3, 1, 2]), torch.tensor([3, 1, 2])
     torch.manual_seed(0)
     for share in (0.0, 1.0):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from experiments.micro.data import Pictures
+from experiments.micro.data import Examples
 
 
 CONFIG = {
@@ -43,10 +43,10 @@ class StandIn(nn.Module):
         return self.classify(self.feature_map(images))
 
 
-def pictures(folder, split, size):
+def examples(folder, split, size):
     generator = torch.Generator().manual_seed(len(split))
     count = 15 if split == "train" else 7
-    return Pictures(
+    return Examples(
         torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
         torch.arange(count) % 10,
     )
