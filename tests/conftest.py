@@ -101,7 +101,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def cifar10_test(data_dir):
-    """A function from a number to so many test pictures of CIFAR-10, (number, 3, 32, 32) uint8, and their classes."""
+    """A function from a number to so many test images of CIFAR-10, (number, 3, 32, 32) uint8, and their classes."""
 
     def read(number):
         rows = datasets.load_dataset("parquet", data_files=str(data_dir / "cifar10" / "test-*.parquet"), split="train")
@@ -115,8 +115,8 @@ def cifar10_test(data_dir):
 @pytest.fixture(scope="session")
 def photographs():
     """(4, 3, 224, 224) uint8: scikit-image's cat, astronaut, cup and rocket."""
-    pictures = [getattr(skimage.data, name)() for name in ("chelsea", "astronaut", "coffee", "rocket")]
-    resized = [np.asarray(Image.fromarray(picture).resize((224, 224))) for picture in pictures]
+    images = [getattr(skimage.data, name)() for name in ("chelsea", "astronaut", "coffee", "rocket")]
+    resized = [np.asarray(Image.fromarray(image).resize((224, 224))) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -140,7 +140,7 @@ def ids(small_photographs):
 
 @pytest.fixture(scope="session")
 def blob_dir(tmp_path_factory):
-    """A folder of pictures to run the training scripts on."""
+    """A folder of images to run the training scripts on."""
     return write_blobs(tmp_path_factory.mktemp("blobs"))
 
 

@@ -100,10 +100,10 @@ def test_ids_are_slic_on_the_resized_image(cat):
     processor = FocusViTImageProcessor(
         num_superpixels=(6, 8), superpixel_compactness=20.0, superpixel_iterations=3, superpixel_cell_size=8
     )
-    pictures = [cat, cat.rotate(90, expand=True), Image.fromarray(noise(40, 30))]
-    levels = processor(pictures, return_tensors="pt", do_rescale=False, do_normalize=False).pixel_values
+    images = [cat, cat.rotate(90, expand=True), Image.fromarray(noise(40, 30))]
+    levels = processor(images, return_tensors="pt", do_rescale=False, do_normalize=False).pixel_values
     expected = slic(levels.to(torch.uint8), (6, 8), 20.0, 3, 8)
-    assert torch.equal(processor(pictures, return_tensors="pt").superpixel_ids, expected)
+    assert torch.equal(processor(images, return_tensors="pt").superpixel_ids, expected)
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray, list])
@@ -125,24 +125,24 @@ def test_without_superpixels_there_are_only_pixels(processor):
 
 
 def test_a_batch_equals_its_singles(processor):
-    pictures = [noise(40, 30), Image.fromarray(noise(33, 61)), torch.from_numpy(noise(20, 20)).permute(2, 0, 1)]
-    batch = processor(pictures, return_tensors="pt")
-    for index, picture in enumerate(pictures):
-        single = processor(picture, return_tensors="pt")
+    images = [noise(40, 30), Image.fromarray(noise(33, 61)), torch.from_numpy(noise(20, 20)).permute(2, 0, 1)]
+    batch = processor(images, return_tensors="pt")
+    for index, image in enumerate(images):
+        single = processor(image, return_tensors="pt")
         assert torch.equal(single.pixel_values[0], batch.pixel_values[index])
         assert torch.equal(single.superpixel_ids[0], batch.superpixel_ids[index])
 
 
 def test_images_of_several_sizes_keep_their_order(processor):
-    pictures = [noise(32, 48, seed=0), noise(16, 16, seed=1), noise(32, 48, seed=2)]
-    output = processor(pictures, do_resize=False, num_superpixels=(2, 2))
+    images = [noise(32, 48, seed=0), noise(16, 16, seed=1), noise(32, 48, seed=2)]
+    output = processor(images, do_resize=False, num_superpixels=(2, 2))
     assert [ids.shape for ids in output.superpixel_ids] == [(16, 24), (8, 8), (16, 24)]
-    for picture, pixels, ids in zip(pictures, output.pixel_values, output.superpixel_ids, strict=True):
-        np.testing.assert_array_equal(np.rint((pixels * 0.5 + 0.5) * 255), picture.transpose(2, 0, 1))
-        single = processor(picture, do_resize=False, num_superpixels=(2, 2))
+    for image, pixels, ids in zip(images, output.pixel_values, output.superpixel_ids, strict=True):
+        np.testing.assert_array_equal(np.rint((pixels * 0.5 + 0.5) * 255), image.transpose(2, 0, 1))
+        single = processor(image, do_resize=False, num_superpixels=(2, 2))
         np.testing.assert_array_equal(ids, single.superpixel_ids[0])
     with pytest.raises(ValueError, match="Unable to convert output 'pixel_values'"):
-        processor(pictures, do_resize=False, num_superpixels=(2, 2), return_tensors="pt")
+        processor(images, do_resize=False, num_superpixels=(2, 2), return_tensors="pt")
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def assert_undone_exactly(mean, std):
 def test_ids_equal_the_models_bit_for_bit(rows, columns, seed, as_float, mean):
     model = tiny_model(num_superpixels=(2, 2), image_size=(rows * 8, columns * 8), image_mean=mean)
     processor = FocusViTImageProcessor.from_model_config(model.config)
-    picture = noise(rows * 8, columns * 8, seed=seed)
+    image = noise(rows * 8, columns * 8, seed=seed)
     if as_float:
         # Values off the 8-bit grid, so that rounding decides.
-        picture = np.random.default_rng(seed).random(picture.shape, dtype=np.float32)
-    output = processor(picture, do_resize=False, do_rescale=not as_float, return_tensors="pt")
+        image = np.random.default_rng(seed).random(image.shape, dtype=np.float32)
+    output = processor(image, do_resize=False, do_rescale=not as_float, return_tensors="pt")
     assert torch.equal(model.compute_superpixel_ids(output.pixel_values), output.superpixel_ids)
 
 
@@ -195,18 +195,18 @@ def test_ids_equal_the_models_on_a_photograph(cat):
 
 
 def test_every_kind_of_input_gives_the_same(processor):
-    picture = noise(21, 34)
+    image = noise(21, 34)
     kinds = [
-        Image.fromarray(picture),
-        picture,
-        picture.transpose(2, 0, 1),
-        torch.from_numpy(picture),
-        torch.from_numpy(picture).permute(2, 0, 1),
-        picture.astype(np.int64),
-        picture.astype(np.uint16) * 257,
-        picture.astype(np.float32),
+        Image.fromarray(image),
+        image,
+        image.transpose(2, 0, 1),
+        torch.from_numpy(image),
+        torch.from_numpy(image).permute(2, 0, 1),
+        image.astype(np.int64),
+        image.astype(np.uint16) * 257,
+        image.astype(np.float32),
     ]
-    reference = processor(picture, return_tensors="pt")
+    reference = processor(image, return_tensors="pt")
     mixed = processor(kinds, return_tensors="pt")
     for index in range(len(kinds)):
         assert torch.equal(mixed.pixel_values[index], reference.pixel_values[0])
@@ -216,9 +216,9 @@ def test_every_kind_of_input_gives_the_same(processor):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("do_resize", [True, False])
 def test_floats_in_0_to_1_equal_their_8_bit_image(processor, dtype, do_resize):
-    picture = noise(32, 32)
-    reference = processor(picture, do_resize=do_resize, return_tensors="pt")
-    scaled = (picture / 255).astype(dtype)
+    image = noise(32, 32)
+    reference = processor(image, do_resize=do_resize, return_tensors="pt")
+    scaled = (image / 255).astype(dtype)
     output = processor(scaled, do_resize=do_resize, do_rescale=False, return_tensors="pt")
     assert torch.equal(output.superpixel_ids, reference.superpixel_ids)
     torch.testing.assert_close(output.pixel_values, reference.pixel_values, atol=1e-3, rtol=0)
@@ -248,10 +248,10 @@ def test_grey_images_have_three_equal_channels(processor):
 def test_without_conversion_channels_stay_and_three_make_superpixels(processor, channels):
     mode = {1: "L", 2: "LA", 4: "RGBA"}[channels]
     array = noise(32, 32, channels)
-    picture = Image.fromarray(array[..., 0] if channels == 1 else array)
-    assert picture.mode == mode
+    image = Image.fromarray(array[..., 0] if channels == 1 else array)
+    assert image.mode == mode
     options = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels, "do_resize": False}
-    output = processor(picture, do_convert_rgb=False, return_tensors="pt", **options)
+    output = processor(image, do_convert_rgb=False, return_tensors="pt", **options)
     assert output.pixel_values.shape == (1, channels, 32, 32)
     seen = array[..., :3] if channels == 4 else np.repeat(array[..., :1], 3, axis=-1)
     reference = processor(seen, do_resize=False, return_tensors="pt")
@@ -290,9 +290,9 @@ def test_input_data_format_settles_doubt(processor):
 )
 def test_pil_images_of_any_mode_and_size(height, width, mode, seed):
     processor = FocusViTImageProcessor(**TINY)
-    picture = Image.fromarray(noise(height, width, seed=seed))
-    picture = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)
-    output = processor(picture, return_tensors="pt")
+    image = Image.fromarray(noise(height, width, seed=seed))
+    image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+    output = processor(image, return_tensors="pt")
     assert output.pixel_values.shape == (1, 3, 32, 32)
     assert output.pixel_values.isfinite().all() and output.pixel_values.abs().max() <= 1
     assert_owned(output.superpixel_ids, 16)

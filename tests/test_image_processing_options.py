@@ -40,9 +40,9 @@ def jpeg(size=None):
 
 
 def test_a_truncated_jpeg_is_named(processor, tmp_path):
-    pictures = [noise(20, 20)] * 3 + [Image.open(io.BytesIO(jpeg(1500)))]
+    images = [noise(20, 20)] * 3 + [Image.open(io.BytesIO(jpeg(1500)))]
     with pytest.raises(ValueError, match=r"Image 3 of the batch cannot be used: could not be decoded: .*truncated"):
-        processor(pictures)
+        processor(images)
     path = tmp_path / "truncated.jpg"
     path.write_bytes(jpeg(1500))
     with pytest.raises(
@@ -56,17 +56,17 @@ def test_a_truncated_jpeg_is_named(processor, tmp_path):
 def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, limit):
     path = tmp_path / "bomb.jpg"
     path.write_bytes(jpeg())
-    picture = Image.open(path)
+    image = Image.open(path)
     # PIL itself refuses more than twice its limit, and only warns below.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded a bomb"))
-    for form in (picture, str(path)):
+    for form in (image, str(path)):
         with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be used: .*pixels"):
             processor(form)
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (np.zeros((0, 0, 3), np.uint8), "none of them 0, got shape"),
         (Image.new("RGB", (0, 0)), "expected an image with pixels, got 0 x 0"),
@@ -77,9 +77,9 @@ def test_a_decompression_bomb_is_not_decoded(processor, tmp_path, monkeypatch, l
         (np.zeros((8, 8, 7), np.uint8), "plainly that of 1, 3 or 4 channels"),
     ],
 )
-def test_bad_images_are_named(processor, picture, message):
+def test_bad_images_are_named(processor, image, message):
     with pytest.raises(ValueError, match=message) as caught:
-        processor([noise(8, 8), picture])
+        processor([noise(8, 8), image])
     assert "Image 1 of the batch" in str(caught.value)
 
 
@@ -117,8 +117,8 @@ def test_an_unknown_option_fails_as_in_the_library(processor):
 
 @pytest.mark.parametrize("size", [{"height": 1, "width": 1}, {"height": 1, "width": 2}])
 def test_a_image_of_one_pixel_is_enlarged(processor, size):
-    picture = Image.new("RGB", (size["width"], size["height"]), (255, 0, 0))
-    output = processor(picture, return_tensors="pt")
+    image = Image.new("RGB", (size["width"], size["height"]), (255, 0, 0))
+    output = processor(image, return_tensors="pt")
     assert (output.pixel_values[0, 0] == 1).all() and (output.pixel_values[0, 1:] == -1).all()
     assert_owned(output.superpixel_ids, 16)
 
@@ -193,12 +193,12 @@ def test_a_misspelt_option_is_refused(tmp_path):
 @pytest.mark.parametrize("mirrored", ["bgr", "upside_down", "left_right", "turned"])
 @pytest.mark.parametrize("do_resize", [True, False])
 def test_mirrored_views_are_images(processor, mirrored, do_resize):
-    picture = np.asarray(noise(16, 16))
+    image = np.asarray(noise(16, 16))
     view = {
-        "bgr": picture[..., ::-1],
-        "upside_down": picture[::-1],
-        "left_right": picture[:, ::-1],
-        "turned": np.rot90(picture),
+        "bgr": image[..., ::-1],
+        "upside_down": image[::-1],
+        "left_right": image[:, ::-1],
+        "turned": np.rot90(image),
     }[mirrored]
     found, expected = (processor(array, return_tensors="pt", do_resize=do_resize) for array in (view, view.copy()))
     assert torch.equal(found.pixel_values, expected.pixel_values)

@@ -30,19 +30,19 @@ COLOURS = np.array([[[200, 30, 60], [10, 220, 90]], [[128, 128, 128], [0, 0, 255
 
 
 def in_mode(mode):
-    """The four colours as a PIL picture of a mode, as its own conversion from RGB makes it."""
-    picture = Image.fromarray(COLOURS)
+    """The four colours as a PIL image of a mode, as its own conversion from RGB makes it."""
+    image = Image.fromarray(COLOURS)
     if mode == "LAB":
         from PIL import ImageCms
 
         return ImageCms.profileToProfile(
-            picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
         )
     if mode in ("PA", "LA", "La"):
-        return picture.convert("L").convert("LA").convert(mode)
+        return image.convert("L").convert("LA").convert(mode)
     if mode == "RGBa":
-        return picture.convert("RGBA").convert(mode)
-    return picture.convert(mode)
+        return image.convert("RGBA").convert(mode)
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P"])
@@ -64,10 +64,10 @@ def test_grey_modes_become_grey_rgb(mode):
 
 
 def test_bilevel_images_become_black_and_white():
-    picture = Image.fromarray(np.array([[True, False], [False, True]]))
-    assert picture.mode == "1"
+    image = Image.fromarray(np.array([[True, False], [False, True]]))
+    assert image.mode == "1"
     for do_convert_rgb in (True, False):
-        array = channels_first(from_pil(picture, do_convert_rgb))
+        array = channels_first(from_pil(image, do_convert_rgb))
         assert array.dtype == np.uint8
         np.testing.assert_array_equal(array[0], [[255, 0], [0, 255]])
 
@@ -75,12 +75,12 @@ def test_bilevel_images_become_black_and_white():
 @pytest.mark.parametrize("order", ["I;16", "I;16B"])
 def test_16_bit_images_are_scaled_not_clipped(order):
     levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    picture = Image.fromarray(levels * 257)
+    image = Image.fromarray(levels * 257)
     if order == "I;16B":
-        picture = Image.frombytes("I;16B", (16, 16), (levels * 257).astype(">u2").tobytes())
-    assert picture.mode == order
-    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=True))[..., 0], levels)
-    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=False)), levels)
+        image = Image.frombytes("I;16B", (16, 16), (levels * 257).astype(">u2").tobytes())
+    assert image.mode == order
+    np.testing.assert_array_equal(np.asarray(from_pil(image, do_convert_rgb=True))[..., 0], levels)
+    np.testing.assert_array_equal(np.asarray(from_pil(image, do_convert_rgb=False)), levels)
 
 
 def test_a_16_bit_png_keeps_its_gradient():
@@ -103,9 +103,9 @@ def test_a_16_bit_png_keeps_its_gradient():
     ],
 )
 def test_white_of_wide_modes_follows_from_the_values(mode, dtype, values, expected):
-    picture = Image.fromarray(np.array([values], dtype=dtype))
-    assert picture.mode == mode
-    np.testing.assert_array_equal(np.asarray(from_pil(picture, do_convert_rgb=False)), [expected])
+    image = Image.fromarray(np.array([values], dtype=dtype))
+    assert image.mode == mode
+    np.testing.assert_array_equal(np.asarray(from_pil(image, do_convert_rgb=False)), [expected])
 
 
 def test_transparency_is_laid_over_white():
@@ -117,8 +117,8 @@ def test_transparency_is_laid_over_white():
 
 
 def test_an_rgb_image_is_not_copied():
-    picture = Image.fromarray(COLOURS)
-    assert from_pil(picture, do_convert_rgb=True) is picture
+    image = Image.fromarray(COLOURS)
+    assert from_pil(image, do_convert_rgb=True) is image
 
 
 def test_modes_stay_without_conversion():
@@ -166,7 +166,7 @@ def test_float_tensors_become_float32(dtype):
         (np.full((4, 4), 70000, np.int32), "expected values in 0..65535, got 70000"),
         (np.zeros((4, 4), complex), "expected integer or floating point"),
         (np.full((4, 4), "a"), "expected integer or floating point"),
-        ("a picture", "expected an array or a tensor"),
+        ("an image", "expected an array or a tensor"),
     ],
 )
 def test_bad_arrays_are_refused(bad, message):
@@ -185,9 +185,9 @@ def test_transparent_floats_are_laid_over_white(white):
     colours = np.array([[0, 10, 255], [40, 0, 255], [0, 0, 255], [255, 102, 0]], np.uint8)[:, None]
     levels = colours.astype(np.float32) * (white / 255)
     found = over_white(levels)
-    picture = from_pil(Image.fromarray(np.moveaxis(colours, 0, -1)), True)
+    image = from_pil(Image.fromarray(np.moveaxis(colours, 0, -1)), True)
     assert found.dtype == np.float32 and found.shape == (3, 1, 3)
-    assert np.abs(found * (255 / white) - channels_first(picture)).max() <= 1
+    assert np.abs(found * (255 / white) - channels_first(image)).max() <= 1
     assert np.array_equal(found[:, 0, 0], levels[:3, 0, 0]) and np.array_equal(found[:, 0, 2], [white] * 3)
     with pytest.raises(ValueError, match=r"expected RGBA values in 0..1 or 0..255, got"):
         over_white(levels * -1 if white == 1 else levels * 2)
@@ -267,10 +267,10 @@ def cat():
 @pytest.mark.parametrize("size", [(224, 224), (96, 130), (500, 300)])
 def test_resizing_a_photograph_is_within_a_grey_level_of_pil(cat, size, filter_name):
     resample = Image.Resampling[filter_name]
-    for picture in (cat, cat.convert("L")):
-        expected = np.asarray(picture.resize(size[::-1], resample), np.int64)
-        resized = resize(picture, SizeDict(height=size[0], width=size[1]), resample).astype(np.int64)
-        difference = np.abs((resized[0] if picture.mode == "L" else resized.transpose(1, 2, 0)) - expected)
+    for image in (cat, cat.convert("L")):
+        expected = np.asarray(image.resize(size[::-1], resample), np.int64)
+        resized = resize(image, SizeDict(height=size[0], width=size[1]), resample).astype(np.int64)
+        difference = np.abs((resized[0] if image.mode == "L" else resized.transpose(1, 2, 0)) - expected)
         assert difference.max() <= 1 and (difference == 0).mean() > 0.97
 
 
@@ -287,11 +287,11 @@ def test_resizing_reads_the_memory_of_a_image_without_a_warning(cat, recwarn):
 )
 def test_resizing_an_array_equals_resizing_the_image(height, width, channels, seed):
     array = np.random.default_rng(seed).integers(0, 256, (channels, height, width), dtype=np.uint8)
-    picture = Image.fromarray(array[0] if channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    image = Image.fromarray(array[0] if channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
     size = SizeDict(height=13, width=9)
     resized = resize(array, size, Image.Resampling.BILINEAR)
     assert resized.shape == (channels, 13, 9) and resized.dtype == np.uint8
-    np.testing.assert_array_equal(resized, resize(picture, size, Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(resized, resize(image, size, Image.Resampling.BILINEAR))
 
 
 # One file, one image: doors x modes x orientations.

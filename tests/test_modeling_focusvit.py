@@ -364,7 +364,7 @@ def test_any_resolution_that_the_patch_divides(tiny_model, size, embedding, posi
 @pytest.mark.parametrize("pooling", ["superpixel", "grid"])
 @pytest.mark.parametrize("size", [(36, 28), (6, 10)])
 def test_cells_need_no_patches(tiny_model, size, pooling):
-    """Where nothing is made of patches of 8 pixels, pictures of any whole number of cells of 2 will do."""
+    """Where nothing is made of patches of 8 pixels, images of any whole number of cells of 2 will do."""
     model = tiny_model(embedding_type="conv", patch_pooling=pooling, image_size=size, num_superpixels=6)
     pixels = torch.randn(2, 3, *size).clamp(-1, 1)
     assert logits(model, pixels).isfinite().all()

@@ -19,7 +19,7 @@ def checkpoint(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def pictures(photographs):
+def images(photographs):
     return [Image.fromarray(image) for image in photographs.permute(0, 2, 3, 1).numpy()]
 
 
@@ -43,36 +43,36 @@ def received(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_model_computes_the_maps_of_a_batch_bit_for_bit(checkpoint, pictures, received, dtype):
+def test_the_model_computes_the_maps_of_a_batch_bit_for_bit(checkpoint, images, received, dtype):
     given, used = received
     classify = pipeline("image-classification", model=str(checkpoint), dtype=getattr(torch, dtype))
-    classify(pictures, batch_size=2)
+    classify(images, batch_size=2)
     assert given == [None, None]
-    expected = FocusViTImageProcessor.from_pretrained(checkpoint)(pictures, return_tensors="pt").superpixel_ids
+    expected = FocusViTImageProcessor.from_pretrained(checkpoint)(images, return_tensors="pt").superpixel_ids
     assert torch.equal(torch.cat(used), expected)
 
 
-def test_the_answers_are_those_of_the_processors_map(checkpoint, pictures):
+def test_the_answers_are_those_of_the_processors_map(checkpoint, images):
     classify = pipeline("image-classification", model=str(checkpoint))
     model = FocusViTForImageClassification.from_pretrained(checkpoint).eval()
-    inputs = FocusViTImageProcessor.from_pretrained(checkpoint)(pictures, return_tensors="pt")
+    inputs = FocusViTImageProcessor.from_pretrained(checkpoint)(images, return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits.softmax(dim=-1).amax(dim=-1)
-    found = [answer[0]["score"] for answer in classify(pictures, batch_size=4)]
+    found = [answer[0]["score"] for answer in classify(images, batch_size=4)]
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
 
 
-def test_maps_are_there_when_they_are_asked_for(checkpoint, pictures):
+def test_maps_are_there_when_they_are_asked_for(checkpoint, images):
     processor = pipeline("image-classification", model=str(checkpoint)).image_processor
-    assert "superpixel_ids" not in processor(pictures[0])
-    asked = processor(pictures[0], do_superpixels=True, return_tensors="pt").superpixel_ids
-    own = AutoImageProcessor.from_pretrained(checkpoint)(pictures[0], return_tensors="pt").superpixel_ids
+    assert "superpixel_ids" not in processor(images[0])
+    asked = processor(images[0], do_superpixels=True, return_tensors="pt").superpixel_ids
+    own = AutoImageProcessor.from_pretrained(checkpoint)(images[0], return_tensors="pt").superpixel_ids
     assert torch.equal(asked, own)
 
 
-def test_what_a_pipeline_saves_computes_maps_again(checkpoint, pictures, tmp_path):
+def test_what_a_pipeline_saves_computes_maps_again(checkpoint, images, tmp_path):
     pipeline("image-classification", model=str(checkpoint)).save_pretrained(tmp_path / "saved")
-    assert "superpixel_ids" in FocusViTImageProcessor.from_pretrained(tmp_path / "saved")(pictures[0])
+    assert "superpixel_ids" in FocusViTImageProcessor.from_pretrained(tmp_path / "saved")(images[0])
     assert "leaves_maps" not in (tmp_path / "saved" / "preprocessor_config.json").read_text()
 
 
@@ -87,7 +87,7 @@ def test_what_a_pipeline_saves_computes_maps_again(checkpoint, pictures, tmp_pat
     ],
     ids=str,
 )
-def test_a_processor_that_makes_other_maps_makes_them(checkpoint, pictures, received, change):
+def test_a_processor_that_makes_other_maps_makes_them(checkpoint, images, received, change):
     file = checkpoint / "preprocessor_config.json"
     both = change.pop("also", False)
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -97,15 +97,15 @@ def test_a_processor_that_makes_other_maps_makes_them(checkpoint, pictures, rece
     if change.get("superpixel_method"):
         pytest.importorskip("skimage")
     classify = pipeline("image-classification", model=str(checkpoint))
-    classify(pictures[:2], batch_size=2)
-    expected = FocusViTImageProcessor.from_pretrained(checkpoint)(pictures[:2], return_tensors="pt").superpixel_ids
+    classify(images[:2], batch_size=2)
+    expected = FocusViTImageProcessor.from_pretrained(checkpoint)(images[:2], return_tensors="pt").superpixel_ids
     assert torch.equal(received[0][0], expected)
 
 
-def test_a_processor_without_a_configuration_beside_it_makes_maps(checkpoint, pictures, received, tmp_path):
+def test_a_processor_without_a_configuration_beside_it_makes_maps(checkpoint, images, received, tmp_path):
     FocusViTImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "alone")
     classify = pipeline("image-classification", model=str(checkpoint), image_processor=str(tmp_path / "alone"))
-    classify(pictures[0])
+    classify(images[0])
     assert received[0][0] is not None
 
 

@@ -22,7 +22,7 @@ COUNT = 6
 
 
 @pytest.fixture
-def pictures(photographs):
+def images(photographs):
     images = [Image.fromarray(image) for image in photographs.permute(0, 2, 3, 1).numpy()]
     return [images[number % len(images)].rotate(number) for number in range(COUNT)]
 
@@ -33,12 +33,12 @@ def options(way):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
-def test_a_batch_of_more_images_than_stages_is_answered_as_its_images(task, way, tiny_model, pictures, tmp_path):
+def test_a_batch_of_more_images_than_stages_is_answered_as_its_images(task, way, tiny_model, images, tmp_path):
     model = tiny_model(**options(way), initializer_range=0.2)
     model.save_pretrained(tmp_path)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path)
     pipe = pipeline(task, model=str(tmp_path))
-    found, expected = pipe(pictures, batch_size=COUNT), [pipe(picture) for picture in pictures]
+    found, expected = pipe(images, batch_size=COUNT), [pipe(image) for image in images]
     assert len(found) == COUNT
     if task == "image-classification":
         found, expected = (
@@ -49,16 +49,14 @@ def test_a_batch_of_more_images_than_stages_is_answered_as_its_images(task, way,
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-4)
 
 
-def test_a_batch_of_label_maps(tiny_config, pictures, tmp_path):
+def test_a_batch_of_label_maps(tiny_config, images, tmp_path):
     torch.manual_seed(0)
     model = FocusViTForSemanticSegmentation(tiny_config(**options("spa"), initializer_range=0.2)).eval()
     model.save_pretrained(tmp_path)
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path)
     segment = pipeline("image-segmentation", model=str(tmp_path))
-    for found, picture in zip(segment(pictures, batch_size=COUNT), pictures, strict=True):
-        found, expected = (
-            {each["label"]: np.asarray(each["mask"]) for each in of} for of in (found, segment(picture))
-        )
+    for found, image in zip(segment(images, batch_size=COUNT), images, strict=True):
+        found, expected = ({each["label"]: np.asarray(each["mask"]) for each in of} for of in (found, segment(image)))
         # Sums of a batch are rounded otherwise, which may turn a pixel at a border.
         assert all((found[label] == mask).mean() > 0.99 for label, mask in expected.items() if mask.mean() > 2)
 

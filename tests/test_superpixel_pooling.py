@@ -278,7 +278,7 @@ def test_chunks_equal_the_whole(tiny_config, photographs, monkeypatch, options):
         pool = embeddings.pool
         monkeypatch.setattr(embeddings, "pool", lambda *args: calls.append(len(args[0])) or pool(*args))
         torch.testing.assert_close(embeddings(pixels, ids), expected)
-    # One map for all pictures is not cut.
+    # One map for all images is not cut.
     assert calls == ([4] if ids is None else [3, 1])
 
 

@@ -22,18 +22,18 @@ def systems(tiny_model):
     return {"focusvit": (focusvit, processors[0]), "dense": (dense.eval(), processors[1])}
 
 
-def jpeg(picture):
+def jpeg(image):
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG")
+    image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 def test_parts_compute_what_the_whole_path_computes(systems):
-    pictures = [Image.fromarray(chelsea()), Image.new("RGB", (50, 40), (200, 30, 30))]
+    images = [Image.fromarray(chelsea()), Image.new("RGB", (50, 40), (200, 30, 30))]
     model, processor = systems["focusvit"]
-    subjects = split_subjects(model, processor, pictures)
+    subjects = split_subjects(model, processor, images)
     assert list(subjects) == ["processor", "superpixels", "model", "pixels_to_logits", "whole_path"]
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     assert torch.equal(subjects["superpixels"](), inputs["superpixel_ids"])
     assert list(subjects["processor"]()) == ["pixel_values"]
     expected = subjects["pixels_to_logits"]()
@@ -82,8 +82,8 @@ def test_encoded_images_are_decoded_on_the_path(systems):
     subjects = split_subjects(model, processor, files)
     assert list(subjects) == list(benchmark_parts.PARTS)
     subjects["decode"]()
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    decoded = split_subjects(model, processor, pictures)
+    images = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    decoded = split_subjects(model, processor, images)
     for part in ("superpixels", "pixels_to_logits", "whole_path"):
         assert torch.equal(subjects[part](), decoded[part]()), part
 
@@ -92,17 +92,17 @@ def test_decoding_is_no_part_of_the_processor(systems, monkeypatch):
     """A processor may ask PIL to decode at a smaller size, which only works on what is not decoded yet."""
     model, processor = systems["dense"]
     subjects = split_subjects(model, processor, [jpeg(Image.fromarray(chelsea()))])
-    monkeypatch.setattr(Image, "open", lambda *args: pytest.fail("a picture was opened"))
+    monkeypatch.setattr(Image, "open", lambda *args: pytest.fail("an image was opened"))
     subjects["processor"]()
 
 
 def test_the_method_as_published_is_timed_with_its_own_superpixels(tiny_model):
     model = tiny_model(superpixel_method="skimage")
     processor = FocusViTImageProcessor.from_model_config(model.config)
-    picture = Image.fromarray(chelsea())
-    subjects = split_subjects(model, processor, [picture])
+    image = Image.fromarray(chelsea())
+    subjects = split_subjects(model, processor, [image])
     assert list(subjects) == ["processor", "superpixels", "model", "pixels_to_logits", "whole_path"]
-    inputs = processor(picture, return_tensors="pt")
+    inputs = processor(image, return_tensors="pt")
     assert torch.equal(subjects["superpixels"](), inputs["superpixel_ids"])
     with torch.no_grad():
         expected = model(**inputs).logits
@@ -110,9 +110,9 @@ def test_the_method_as_published_is_timed_with_its_own_superpixels(tiny_model):
 
 
 def test_in_half_precision_both_get_pixels_that_they_take(systems):
-    picture = Image.fromarray(chelsea())
+    image = Image.fromarray(chelsea())
     for model, processor in systems.values():
-        subjects = split_subjects(model.to(torch.bfloat16), processor, [picture])
+        subjects = split_subjects(model.to(torch.bfloat16), processor, [image])
         assert subjects["pixels_to_logits"]().dtype == torch.bfloat16
         # FocusViT's superpixels come from the pixels before the cast.
         assert torch.equal(subjects["whole_path"](), subjects["pixels_to_logits"]().argmax(-1))

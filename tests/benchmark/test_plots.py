@@ -22,10 +22,10 @@ def test_three_readable_images(settings, result, tmp_path):
     result["rows"] = [row for row in result["rows"] if str(row["resolution"]) in settings]
     assert draw_plots(result, tmp_path / "plots") == [tmp_path / "plots" / name for name in NAMES]
     for name in NAMES:
-        with Image.open(tmp_path / "plots" / name) as picture:
-            assert picture.format == "PNG" and picture.width > 900 and picture.height > 200
+        with Image.open(tmp_path / "plots" / name) as image:
+            assert image.format == "PNG" and image.width > 900 and image.height > 200
             # Something is drawn on the white.
-            assert len(picture.convert("RGB").getcolors(maxcolors=2**20)) > 10
+            assert len(image.convert("RGB").getcolors(maxcolors=2**20)) > 10
 
 
 def test_what_was_not_measured_is_not_drawn(result, tmp_path):

@@ -55,7 +55,7 @@ def test_every_subject_setting_and_part_has_a_row(subjects, no_processes):
         assert row["images_per_second"] == pytest.approx(1000 / row["median_ms"])
         base = rows.get(("control", *key[1:]))
         assert row["times_faster"] == (pytest.approx(base["median_ms"] / row["median_ms"]) if base else None)
-    # A single picture takes next to nothing.
+    # A single image takes next to nothing.
     assert no_processes == [
         ("tiny", settings[1]),
         ("control", settings[1]),
@@ -188,9 +188,9 @@ def test_half_precision_and_compilation_reach_the_models(subjects, no_processes,
     seen = []
     real = benchmark_run.split_subjects
 
-    def split(model, image_processor, pictures, compiled):
+    def split(model, image_processor, images, compiled):
         seen.append((model.dtype, compiled))
-        return real(model, image_processor, pictures)
+        return real(model, image_processor, images)
 
     monkeypatch.setattr(benchmark_run, "split_subjects", split)
     monkeypatch.setattr(benchmark_run, "_memory", lambda *args: [])

@@ -58,10 +58,10 @@ def test_peers_see_what_their_processor_in_transformers_makes(name, resolution):
     }[name]()
     subject = find_subject(name)
     ours = subject.process(subject.configure(resolution), resolution)
-    pictures = [Image.open(io.BytesIO(file)) for file in sample_images()[:2]]
+    images = [Image.open(io.BytesIO(file)) for file in sample_images()[:2]]
     # The other edge is the shortest.
-    pictures[1] = pictures[1].transpose(Image.Transpose.ROTATE_90).resize((750, 1000))
-    found, expected = (processor(pictures, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
+    images[1] = images[1].transpose(Image.Transpose.ROTATE_90).resize((750, 1000))
+    found, expected = (processor(images, return_tensors="pt")["pixel_values"] for processor in (ours, theirs))
     std = torch.tensor(theirs.image_std)[:, None, None]
     # Within a grey level or two of 255.
     torch.testing.assert_close(found * std, expected * std, rtol=0, atol=2.01 / 255)
@@ -179,15 +179,15 @@ def test_sample_images_are_photographs_of_one_size_always_the_same():
     files = sample_images()
     assert files == sample_images() and len(set(files)) == 4
     for file in files:
-        with Image.open(io.BytesIO(file)) as picture:
-            assert (picture.format, picture.size, picture.mode) == ("JPEG", (500, 375), "RGB")
+        with Image.open(io.BytesIO(file)) as image:
+            assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
 
 
 def test_images_of_a_folder(tmp_path):
     files = sample_images()
     for name, file in zip(("b.jpg", "a.JPEG"), files, strict=False):
         (tmp_path / name).write_bytes(file)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     assert read_images(tmp_path) == [files[1], files[0]]
 
 

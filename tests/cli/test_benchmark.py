@@ -48,8 +48,8 @@ def measured(monkeypatch):
     """Plans that were to be measured, and what comes back for them."""
     asked = []
 
-    def fixed(plan, pictures):
-        asked.append((plan, list(pictures), torch.get_num_threads()))
+    def fixed(plan, images):
+        asked.append((plan, list(images), torch.get_num_threads()))
         return benchmark_result(focusvit_tiny_full=2.0)
 
     monkeypatch.setattr(cli_benchmark, "measure", fixed)
@@ -103,19 +103,19 @@ def test_the_baseline_is_the_dense_vit_or_the_first_subject(preset):
 
 
 def test_options_reach_the_plan(measured, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     (folder / "one.jpg").write_bytes(sample_images()[1])
     before = torch.get_num_threads()
     options = "--subjects ResNet-18,focusvit-tiny-full --baseline ResNet-18 --dtype bfloat16 --compile --threads 2"
     options += " --repeats 5 --warmup 3 --parts decode,model --no-memory --device cpu"
     assert run(*options.split(), "--images", folder) == 0
-    plan, pictures, threads = measured[0]
+    plan, images, threads = measured[0]
     assert [subject.name for subject in plan.subjects] == ["ResNet-18", "focusvit-tiny-full"]
     assert (plan.baseline, plan.dtype, plan.device) == ("ResNet-18", torch.bfloat16, torch.device("cpu"))
     assert (plan.compiled, plan.memory, plan.repeats, plan.warmup) == (True, False, 5, 3)
     assert plan.parts == ["decode", "model"]
-    assert pictures == [sample_images()[1]]
+    assert images == [sample_images()[1]]
     assert threads == 2 and torch.get_num_threads() == before
 
 

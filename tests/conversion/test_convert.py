@@ -25,7 +25,7 @@ def vit():
     return get
 
 
-def picture(model, size=None, batch=2):
+def image(model, size=None, batch=2):
     torch.manual_seed(1)
     side = model.config.image_size
     height, width = size or (side if isinstance(side, (tuple, list)) else (side, side))
@@ -52,7 +52,7 @@ def test_without_pooling_the_answers_are_the_sources(name, perturbed, tolerance)
     source = make_vit(name, perturbed)
     model = convert_vit_checkpoint(source, patch_pooling="none")
     assert type(model) is FocusViTForImageClassification
-    pixels = picture(source, batch=1)
+    pixels = image(source, batch=1)
     expected = outputs(source, pixels)
     assert_equal_answers(outputs(model, pixels), expected, tolerance)
     if perturbed:
@@ -64,7 +64,7 @@ def test_without_pooling_the_answers_are_the_sources(name, perturbed, tolerance)
 def test_other_resolutions_of_dinov2(vit, name, size):
     source = vit(name)
     model = convert_vit_checkpoint(source, patch_pooling="none")
-    pixels = picture(source, size, batch=1)
+    pixels = image(source, size, batch=1)
     assert_equal_answers(outputs(model, pixels), outputs(source, pixels), 1e-4)
 
 
@@ -73,7 +73,7 @@ def test_other_resolutions_of_dinov2(vit, name, size):
 def test_other_resolutions_of_vit(vit, name, size):
     source = vit(name)
     model = convert_vit_checkpoint(source, patch_pooling="none")
-    pixels = picture(source, size)
+    pixels = image(source, size)
     expected = outputs(source, pixels, interpolate_pos_encoding=True)
     assert_equal_answers(outputs(model, pixels), expected, 1e-4)
 
@@ -84,7 +84,7 @@ def test_one_superpixel_a_patch_gives_the_sources_answers(vit, name):
     side, patch = source.config.image_size, source.config.patch_size
     side = min(side, 140) if patch == 14 else side
     grid, cells = side // patch, side // (2 if patch == 14 else 4)
-    pixels = picture(source, (side, side))
+    pixels = image(source, (side, side))
     model = convert_vit_checkpoint(source, num_superpixels=grid**2)
     ids = tile_ids((grid, grid), cells, cells).expand(2, -1, -1)
     assert_equal_answers(outputs(model, pixels, superpixel_ids=ids), outputs(source, pixels), 1e-4)
@@ -95,7 +95,7 @@ def test_a_backbone_gives_a_backbone(name):
     source = make_vit(name)
     model = convert_vit_checkpoint(source, patch_pooling="none")
     assert type(model) is FocusViTModel
-    pixels = picture(source)
+    pixels = image(source)
     found, expected = outputs(model, pixels), outputs(source, pixels)
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=1e-4)
@@ -105,7 +105,7 @@ def test_a_backbone_gives_a_backbone(name):
 def test_a_backbone_without_pooling_layer(name):
     source = make_vit(name, model_options={"add_pooling_layer": False})
     model = convert_vit_checkpoint(source, patch_pooling="none")
-    found, expected = outputs(model, picture(source)), outputs(source, picture(source))
+    found, expected = outputs(model, image(source)), outputs(source, image(source))
     assert not model.config.add_pooling_layer
     assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0])
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-4)
@@ -116,7 +116,7 @@ def test_the_table_can_be_brought_to_another_size(vit):
         source = vit(name)
         model = convert_vit_checkpoint(source, patch_pooling="none", image_size=224)
         assert model.get_parameter("focusvit.embeddings.position.table").shape[1] == 1 + 16 * 16
-        pixels = picture(source, (224, 224))
+        pixels = image(source, (224, 224))
         assert_equal_answers(outputs(model, pixels), outputs(source, pixels), 1e-4)
         assert "interpolated from 37 x 37 to 16 x 16" in str(model.conversion_report)
 
@@ -140,7 +140,7 @@ def test_superpixels_run_at_once(vit, name, number):
     # One for each 2 x 2 patches.
     assert config.num_superpixels == number
     assert config.cell_size == {16: 4, 14: 2, 8: 2}[config.patch_size]
-    answer = outputs(model, picture(source))
+    answer = outputs(model, image(source))
     assert answer.logits.isfinite().all()
     assert answer.hidden_states[0].shape[1] == config.num_prefix_tokens + number
     assert not model.conversion_report.fresh
@@ -148,9 +148,9 @@ def test_superpixels_run_at_once(vit, name, number):
 
 def test_the_mean_of_the_tokens_is_weighted_by_area(vit, photographs):
     model = convert_vit_checkpoint(vit("dinov2-swiglu"), num_superpixels=20)
-    pictures = photographs[:2, :, :140, :140]
-    ids = slic(pictures, 20, cell_size=2)
-    pixels = pictures / 127.5 - 1
+    images = photographs[:2, :, :140, :140]
+    ids = slic(images, 20, cell_size=2)
+    pixels = images / 127.5 - 1
     answer = outputs(model, pixels, superpixel_ids=ids)
     states = model.focusvit.layernorm(answer.hidden_states[-1])
     share = torch.nn.functional.one_hot(ids.flatten(1), 20).float().mean(dim=1)
@@ -179,7 +179,7 @@ def test_latent_layers_take_the_sources_tensors(vit, name, first):
         if key != "focusvit.latents":
             assert torch.equal(tensor, plain[key.replace("layernorm_context", "layernorm_before")]), key
     assert len(added) == 1 + 2 * (2 - first)
-    answer = outputs(model, picture(source, size))
+    answer = outputs(model, image(source, size))
     assert answer.logits.isfinite().all()
     assert answer.hidden_states[-1].shape[1] == model.config.num_prefix_tokens + 6
     report = model.conversion_report
@@ -252,7 +252,7 @@ def test_what_the_overrides_drop_is_told(caplog):
     assert torch.equal(model.embeddings.distillation_token, source.embeddings.distillation_token + table[:, 1:2])
     assert "Not all of the source was kept" in caplog.text
     assert "dropped: pooler.dense.weight: add_pooling_layer=False" in caplog.text
-    assert outputs(model, picture(source)).last_hidden_state.isfinite().all()
+    assert outputs(model, image(source)).last_hidden_state.isfinite().all()
 
 
 def test_a_conversion_that_keeps_all_is_quiet(vit, caplog):
@@ -283,7 +283,7 @@ def test_another_number_of_labels_gives_a_new_classifier(vit):
 def test_a_classifier_without_labels():
     source = make_vit("vit-tiny", num_labels=0)
     model = convert_vit_checkpoint(source, patch_pooling="none")
-    torch.testing.assert_close(model(picture(source)).logits, source(picture(source)).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model(image(source)).logits, source(image(source)).logits, rtol=0, atol=1e-4)
 
 
 def test_the_mask_token_is_dropped_with_its_reason():

@@ -53,8 +53,8 @@ def write_source(folder, name="vit-tiny", processor="vit", card=None, labels=("c
 
 
 @pytest.fixture
-def pictures(photographs):
-    """PIL pictures of different sizes."""
+def images(photographs):
+    """PIL images of different sizes."""
     images = [Image.fromarray(image) for image in photographs.permute(0, 2, 3, 1).numpy()]
     return [image.resize((320 + 16 * index, 288 - 16 * index)) for index, image in enumerate(images)]
 
@@ -63,7 +63,7 @@ def pictures(photographs):
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_the_processor_gives_the_sources_pixels(pictures, name):
+def test_the_processor_gives_the_sources_pixels(images, name):
     source = make_processor(name)
     patch = 14 if name == "dinov2" else 16
     statistics = {"image_mean": source.image_mean, "image_std": source.image_std}
@@ -74,9 +74,9 @@ def test_the_processor_gives_the_sources_pixels(pictures, name):
     config = convert_vit_checkpoint(dense, **statistics).config
     converted = convert_image_processor(source, config)
     assert converted.do_superpixels
-    for picture in pictures:
-        inputs = converted(picture, return_tensors="pt")
-        expected = source(picture, return_tensors="pt").pixel_values
+    for image in images:
+        inputs = converted(image, return_tensors="pt")
+        expected = source(image, return_tensors="pt").pixel_values
         # Where they resize, the two round differently now and then.
         levels = ((inputs.pixel_values - expected).abs() * expected.new_tensor(config.image_std)[:, None, None]) * 255
         assert levels.max() < (2.01 if source.do_resize and source.resample else 0.01)
@@ -299,7 +299,7 @@ def test_a_name_that_does_not_exist_is_refused(tmp_path):
 # To a folder.
 
 
-def test_the_folder_loads_and_answers_as_the_source(tmp_path, pictures):
+def test_the_folder_loads_and_answers_as_the_source(tmp_path, images):
     source, target = tmp_path / "source", tmp_path / "new" / "target"
     dense = write_source(source)
     report = convert_to_folder(source, target, patch_pooling="none")
@@ -311,8 +311,8 @@ def test_the_folder_loads_and_answers_as_the_source(tmp_path, pictures):
     ]
     assert [path.name for path in target.parent.iterdir()] == ["target"]
     model, processor = load_checkpoint(str(target))
-    inputs = processor(pictures, return_tensors="pt")
-    expected = transformers.ViTImageProcessorPil.from_pretrained(source)(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
+    expected = transformers.ViTImageProcessorPil.from_pretrained(source)(images, return_tensors="pt")
     with torch.no_grad():
         same = dense(pixel_values=inputs.pixel_values).logits
         torch.testing.assert_close(model(**inputs).logits, same, rtol=0, atol=1e-4)
@@ -322,7 +322,7 @@ def test_the_folder_loads_and_answers_as_the_source(tmp_path, pictures):
     assert not report.fresh
 
 
-def test_with_superpixels_the_folder_goes_through_the_pipeline(tmp_path, pictures):
+def test_with_superpixels_the_folder_goes_through_the_pipeline(tmp_path, images):
     write_source(tmp_path / "source", "deit-base-distilled", processor="deit")
     target = tmp_path / "target"
     # An empty folder may be there.
@@ -331,7 +331,7 @@ def test_with_superpixels_the_folder_goes_through_the_pipeline(tmp_path, picture
     model, processor = load_checkpoint(str(target))
     assert processor.num_superpixels == model.config.num_superpixels == 9
     assert processor.crop_size.height == 224
-    answer = transformers.pipeline("image-classification", str(target))(pictures[0])
+    answer = transformers.pipeline("image-classification", str(target))(images[0])
     assert {entry["label"] for entry in answer} == {"cat", "dog", "ship"}
 
 

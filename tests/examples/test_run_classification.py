@@ -1,4 +1,4 @@
-"""Both training scripts from the command line to the result, on pictures made up on the spot."""
+"""Both training scripts from the command line to the result, on images made up on the spot."""
 
 import json
 from dataclasses import fields
@@ -39,7 +39,7 @@ def test_a_run_from_images_to_a_pipeline(blob_dir, tmp_path, script, extra):
     assert "token" not in log["arguments"]
     assert len([entry for entry in log["log_history"] if "loss" in entry]) == 6
     assert {"torch", "transformers", "focusvit_hf"} <= log["versions"].keys()
-    # Pictures whose scores are nearly equal fall differently in bf16.
+    # Images whose scores are nearly equal fall differently in bf16.
     if not extra:
         assert figures["test_accuracy"] == pytest.approx(figures["eval_accuracy"], abs=1 / 24 + 1e-6)
     config = FocusViTConfig.from_pretrained(output_dir)
@@ -157,7 +157,7 @@ run_classification_no_trainer.main(sys.argv[1:])
 
 
 def test_both_scripts_train_alike(blob_dir, tmp_path):
-    """The same pictures in the same order, the same losses: what one writes the other would have written."""
+    """The same images in the same order, the same losses: what one writes the other would have written."""
     shared = {"max_steps": 10, "do_eval": None, "final_evaluation": False, "gradient_accumulation_steps": 2}
     augmentation = json.dumps({"crop": "pad", "mixup_alpha": 0.4})
     for script in (run_classification, run_classification_no_trainer):
@@ -167,7 +167,7 @@ def test_both_scripts_train_alike(blob_dir, tmp_path):
 
 
 def test_both_scripts_weigh_a_last_step_of_fewer_batches_alike(blob_dir, tmp_path):
-    """132 pictures are three batches of 50: steps of two and of one; plain descent keeps what a step is scaled by."""
+    """132 images are three batches of 50: steps of two and of one; plain descent keeps what a step is scaled by."""
     shared = {"max_steps": 8, "do_eval": None, "final_evaluation": False, "gradient_accumulation_steps": 2}
     shared |= {"per_device_train_batch_size": 50, "optim": "sgd", "learning_rate": 0.3, "max_grad_norm": 0}
     for script, interval in ((script, interval) for script in BOTH for interval in (1, 4)):

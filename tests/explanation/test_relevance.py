@@ -13,7 +13,7 @@ from focusvit_hf.superpixels import tile_ids
 
 
 class SeesBrightness(torch.nn.Module):
-    """A stand-in for a classifier: the logit of class 0 is the mean of a given part of the picture, ten times."""
+    """A stand-in for a classifier: the logit of class 0 is the mean of a given part of the image, ten times."""
 
     def __init__(self, seen):
         super().__init__()
@@ -22,10 +22,10 @@ class SeesBrightness(torch.nn.Module):
             image_size=32, patch_size=8, superpixel_cell_size=4, num_superpixels=16, num_hidden_layers=1, num_labels=2
         )
         self.focusvit = FocusViTModel(self.config)
-        self.pictures = []
+        self.images = []
 
     def forward(self, pixel_values, superpixel_ids=None):
-        self.pictures += pixel_values
+        self.images += pixel_values
         score = pixel_values[(..., *self.seen)].mean(dim=(1, 2, 3)) * 10
         return SimpleNamespace(logits=torch.stack((score, torch.zeros_like(score)), dim=1))
 
@@ -82,7 +82,7 @@ def test_relevance_equals_occluding_by_hand(pooling, inputs, tiny_model):
     relevance = region_relevance(model, pixel_values, given, target=3, batch_size=5)
     torch.testing.assert_close(relevance, expected, rtol=1e-4, atol=1e-5)
     assert relevance.std() > 1e-3
-    # The map that the model computes is the processor's, and the number of pictures at a time does not matter.
+    # The map that the model computes is the processor's, and the number of images at a time does not matter.
     torch.testing.assert_close(region_relevance(model, pixel_values, target=3), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -135,15 +135,15 @@ def test_deletion_takes_the_same_area_in_both_arms():
     model = SeesBrightness((slice(None), slice(None)))
     relevance = torch.rand(2, 16)
     deletion_drop(model, pixel_values, ids, relevance, area=0.2, draws=3)
-    originals, *variants = torch.stack(model.pictures).unflatten(0, (-1, 2))
+    originals, *variants = torch.stack(model.images).unflatten(0, (-1, 2))
     assert torch.equal(originals, pixel_values) and len(variants) == 4
     for variant in variants:
         changed = (variant != pixel_values).any(dim=1)
         # 13 of 64 cells of 4 x 4 pixels.
         assert changed.sum(dim=(1, 2)).tolist() == [13 * 16] * 2
         means = pixel_values.mean(dim=(2, 3))
-        for picture, mask, mean in zip(variant, changed, means, strict=True):
-            torch.testing.assert_close(picture[:, mask], mean[:, None].expand(-1, 13 * 16))
+        for image, mask, mean in zip(variant, changed, means, strict=True):
+            torch.testing.assert_close(image[:, mask], mean[:, None].expand(-1, 13 * 16))
     # Three whole regions of 4 cells, and one cell of the next.
     changed = (variants[0] != pixel_values).any(dim=1)[:, ::4, ::4]
     for b in range(2):
@@ -200,10 +200,10 @@ def test_shipped_checkpoint_rests_its_answers_on_the_regions_it_ranks_highest(da
     from datasets import load_dataset
 
     files = str(data_dir / "cifar10" / "test-*.parquet")
-    pictures = load_dataset("parquet", data_files=files, split="train[:100]").cast_column("image", ImageFeature())
+    images = load_dataset("parquet", data_files=files, split="train[:100]").cast_column("image", ImageFeature())
     model = FocusViTForImageClassification.from_pretrained(shipped_checkpoint)
     processor = FocusViTImageProcessor.from_pretrained(shipped_checkpoint)
-    inputs = processor(pictures["image"][:], return_tensors="pt")
+    inputs = processor(images["image"][:], return_tensors="pt")
     relevance = relevance_per_area(region_relevance(model, **inputs), inputs["superpixel_ids"])
     drop = deletion_drop(model, **inputs, relevance=relevance, area=0.2)
     # Twice the drop, and a paired difference three standard errors above zero.

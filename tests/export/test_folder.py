@@ -1,4 +1,4 @@
-"""One graph from an image to its logits: ONNX Runtime and torch.export against the model, on real pictures."""
+"""One graph from an image to its logits: ONNX Runtime and torch.export against the model, on real images."""
 
 import itertools
 import json
@@ -73,7 +73,7 @@ def exported(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(photographs):
+def images(photographs):
     """(9, 3, 32, 32) uint8: photographs, and what makes ties or leaves superpixels without cells."""
     generator = torch.Generator().manual_seed(0)
     small = torch.nn.functional.avg_pool2d(photographs.float(), 7).round().to(torch.uint8)
@@ -83,22 +83,22 @@ def pictures(photographs):
     return torch.cat((small, noise, flat, stripes))
 
 
-def feed_of(graph_input, processor, pictures):
+def feed_of(graph_input, processor, images):
     """What a graph is fed with, as the processor prepares it."""
-    prepared = processor(list(pictures), return_tensors="pt")
-    fed = {"images": pictures, **prepared}
+    prepared = processor(list(images), return_tensors="pt")
+    fed = {"images": images, **prepared}
     names = {"superpixel_ids": ["pixel_values", "superpixel_ids"]}.get(graph_input, [graph_input])
     return {name: fed[name] for name in names}, prepared
 
 
 @pytest.mark.parametrize("graph_input", VARIANTS)
-def test_onnx_runtime_agrees_with_the_model(exported, pictures, graph_input):
+def test_onnx_runtime_agrees_with_the_model(exported, images, graph_input):
     model, processor, folder = exported(graph_input, "onnx")
     for level, size in itertools.product(LEVELS, SIZES):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = level
         session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-        feed, prepared = feed_of(graph_input, processor, pictures[:size])
+        feed, prepared = feed_of(graph_input, processor, images[:size])
         found = session.run(None, {name: value.numpy() for name, value in feed.items()})
         with torch.no_grad():
             expected = model(**prepared).logits
@@ -109,11 +109,11 @@ def test_onnx_runtime_agrees_with_the_model(exported, pictures, graph_input):
 
 # Normalised pixels alone are in the test of models without superpixels.
 @pytest.mark.parametrize("graph_input", ["images", "superpixel_ids"])
-def test_the_exported_program_agrees_with_the_model(exported, pictures, graph_input):
+def test_the_exported_program_agrees_with_the_model(exported, images, graph_input):
     model, processor, folder = exported(graph_input, "torch-export")
     program = torch.export.load(folder / "model.pt2").module()
     for size in SIZES:
-        feed, prepared = feed_of(graph_input, processor, pictures[:size])
+        feed, prepared = feed_of(graph_input, processor, images[:size])
         with torch.no_grad():
             found, expected = program(**feed), model(**prepared).logits
         torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-5)

@@ -65,15 +65,15 @@ def saved(model, image_processor, tmp_path):
 
 
 @pytest.fixture
-def pictures(photographs):
+def images(photographs):
     images = [Image.fromarray(image) for image in photographs.permute(0, 2, 3, 1).numpy()]
     return [image.resize((90 + 20 * index, 140 - 10 * index)) for index, image in enumerate(images)]
 
 
 @pytest.fixture
-def expected(model, image_processor, pictures):
+def expected(model, image_processor, images):
     with torch.no_grad():
-        return model(**image_processor(pictures, return_tensors="pt")).logits
+        return model(**image_processor(images, return_tensors="pt")).logits
 
 
 def scores(answers):
@@ -87,7 +87,7 @@ def test_importing_the_package_loads_neither_training_nor_data():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_folder_with_code_under_other_names_loads(saved, expected, pictures, tmp_path, monkeypatch):
+def test_a_folder_with_code_under_other_names_loads(saved, expected, images, tmp_path, monkeypatch):
     """What was saved by an earlier version: its files are its own, whatever they are called here today."""
     earlier = {"images": "pictures", "caching": "tables", "superpixel_options": "layouts"}
     for file in saved.glob("*.py"):
@@ -105,7 +105,7 @@ def test_a_folder_with_code_under_other_names_loads(saved, expected, pictures, t
     kind = get_class_from_dynamic_module("image_processing_focusvit.FocusViTImageProcessor", saved)
     assert type(model) is not FocusViTForImageClassification and kind is not FocusViTImageProcessor
     with torch.no_grad():
-        assert torch.equal(model(**kind.from_pretrained(saved)(pictures, return_tensors="pt")).logits, expected)
+        assert torch.equal(model(**kind.from_pretrained(saved)(images, return_tensors="pt")).logits, expected)
     # With the package its own code runs, and the folder can be pushed with the code that it has.
     loaded = AutoModelForImageClassification.from_pretrained(saved)
     assert type(loaded) is FocusViTForImageClassification
@@ -168,7 +168,7 @@ def test_the_code_can_be_copied_flat(file):
     assert needed <= {"huggingface_hub", "numpy", "PIL", "torch", "transformers"}
 
 
-def test_with_the_package_its_own_code_runs_and_nobody_is_asked(saved, expected, pictures, monkeypatch):
+def test_with_the_package_its_own_code_runs_and_nobody_is_asked(saved, expected, images, monkeypatch):
     def asked(*args):
         raise AssertionError("a question was asked")
 
@@ -181,9 +181,9 @@ def test_with_the_package_its_own_code_runs_and_nobody_is_asked(saved, expected,
         image_processor = AutoImageProcessor.from_pretrained(saved, **trusted)
         assert type(image_processor) is FocusViTImageProcessor
         with torch.no_grad():
-            assert torch.equal(model(**image_processor(pictures, return_tensors="pt")).logits, expected)
+            assert torch.equal(model(**image_processor(images, return_tensors="pt")).logits, expected)
         classify = pipeline("image-classification", model=str(saved), **trusted)
-        answers = classify(pictures, batch_size=3, top_k=5)
+        answers = classify(images, batch_size=3, top_k=5)
         torch.testing.assert_close(torch.tensor(scores(answers)), expected.softmax(-1), atol=1e-6, rtol=0)
 
 
@@ -210,32 +210,32 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
 trusted = {"trust_remote_code": True}
-pictures = [Image.open(f"{index}.png") for index in range(4)]
+images = [Image.open(f"{index}.png") for index in range(4)]
 result = {}
 for name in sys.argv[1:]:
     kinds = [AutoConfig, AutoModel, AutoModelForImageClassification, AutoImageProcessor]
     loaded = [kind.from_pretrained(name, **trusted) for kind in kinds]
     model, image_processor = loaded[2:]
     with torch.no_grad():
-        logits = model(**image_processor(pictures, return_tensors="pt")).logits
+        logits = model(**image_processor(images, return_tensors="pt")).logits
     classify = pipeline("image-classification", model=name, **trusted)
     result[name] = {
         "classes": [f"{type(thing).__module__.split('.')[0]}.{type(thing).__name__}" for thing in loaded],
         "logits": logits.tolist(),
-        "answers": classify(pictures, batch_size=3, top_k=5),
+        "answers": classify(images, batch_size=3, top_k=5),
     }
 
 again = "again"
 model.save_pretrained(again)
 image_processor.save_pretrained(again)
-result["saved again"] = pipeline("image-classification", model=again, **trusted)(pictures, top_k=5)
+result["saved again"] = pipeline("image-classification", model=again, **trusted)(images, top_k=5)
 
 try:
     AutoConfig.from_pretrained(sys.argv[1])
 except (ValueError, EOFError) as error:
     result["untrusted"] = str(error)
 try:
-    image_processor(pictures, superpixel_method="skimage")
+    image_processor(images, superpixel_method="skimage")
 except (ImportError, ValueError) as error:
     result["skimage"] = str(error)
 
@@ -248,13 +248,13 @@ Path("result.json").write_text(json.dumps(result))
 """
 
 
-def test_without_the_package_the_code_in_the_folder_gives_the_same_logits(saved, expected, pictures, tmp_path):
+def test_without_the_package_the_code_in_the_folder_gives_the_same_logits(saved, expected, images, tmp_path):
     """From the folder, and from the Hub's stand-in that it was pushed to."""
     workplace = saved.parent
-    for index, picture in enumerate(pictures):
-        picture.save(workplace / f"{index}.png")
+    for index, image in enumerate(images):
+        image.save(workplace / f"{index}.png")
     for index, name in enumerate(("cat", "dog")):
-        pictures[index].save(workplace / f"{name}.png")
+        images[index].save(workplace / f"{name}.png")
     home = str(tmp_path / "home")
     with stand_in() as server:
         server.files["me/mine"] = {path.name: path.read_bytes() for path in saved.iterdir()}
@@ -282,11 +282,11 @@ def test_without_the_package_the_code_in_the_folder_gives_the_same_logits(saved,
     assert all(name in result["card"] for name in NAMES)
 
 
-def test_a_backbone_is_saved_as_one(tiny_model, image_processor, pictures, tmp_path):
+def test_a_backbone_is_saved_as_one(tiny_model, image_processor, images, tmp_path):
     backbone = tiny_model().focusvit
     folder = save_for_hub(backbone, image_processor, tmp_path / "backbone")
     loaded = AutoModel.from_pretrained(folder)
-    inputs = image_processor(pictures, return_tensors="pt")
+    inputs = image_processor(images, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).pooler_output, backbone(**inputs).pooler_output)
     assert ModelCard.load(folder / "README.md").data.pipeline_tag == "image-feature-extraction"

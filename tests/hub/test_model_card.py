@@ -123,11 +123,11 @@ def test_a_number_of_steps_overrides_one_of_epochs(model):
 
 def test_folders_are_no_names_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "pictures").mkdir(parents=True)
-    log = {"arguments": {"dataset_name": "mine/pictures", "model_name_or_path": str(tmp_path / "mine")}}
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    log = {"arguments": {"dataset_name": "mine/images", "model_name_or_path": str(tmp_path / "mine")}}
     record = TrainingRecord.from_log(log)
-    assert record.dataset_id is None and record.dataset == "pictures"
-    assert [hub_name(name) for name in (None, "", "/a/b", "../a", "a/b", "mine/pictures")] == [None] * 4 + [
+    assert record.dataset_id is None and record.dataset == "images"
+    assert [hub_name(name) for name in (None, "", "/a/b", "../a", "a/b", "mine/images")] == [None] * 4 + [
         "a/b",
         None,
     ]
@@ -187,14 +187,14 @@ def test_the_card_of_a_trainer(model, tmp_path):
         model=model, args=args, train_dataset=rows_of, eval_dataset=rows_of, processing_class=image_processor
     )
     trainer.state.log_history = [{"eval_loss": 2.0, "eval_accuracy": 0.1}, {"eval_loss": 1.0, "eval_accuracy": 0.75}]
-    options = {"license": "mit", "dataset": "My pictures", "dataset_tags": ["me/pictures"], "tags": "mine"}
+    options = {"license": "mit", "dataset": "My images", "dataset_tags": ["me/images"], "tags": "mine"}
     trainer.create_model_card(**options, language="en", tasks="image-classification")
     text = (tmp_path / "mine" / "README.md").read_text()
     card = ModelCard(text)
     assert PATTERN.match(text)["name"] == "mine" and "hf_secret" not in text
-    assert card.data.license == "mit" and card.data.datasets == ["me/pictures"] and "mine" in card.data.tags
+    assert card.data.license == "mit" and card.data.datasets == ["me/images"] and "mine" in card.data.tags
     assert [result.metric_value for result in card.data.eval_results] == [0.75]
-    assert rows(card)["`seed`"] == "7" and rows(card)["data"] == "me/pictures, 4 images"
+    assert rows(card)["`seed`"] == "7" and rows(card)["data"] == "me/images, 4 images"
 
 
 def test_another_model_gets_the_librarys_draft(tmp_path):

@@ -1,4 +1,4 @@
-"""Small pictures made up on the spot, and command lines of the training scripts that train on them."""
+"""Small images made up on the spot, and command lines of the training scripts that train on them."""
 
 import json
 import os
@@ -37,7 +37,7 @@ SMALLEST = {
 
 
 def blob(number: int) -> PILImage.Image:
-    """A dark noisy picture with a square of one colour; the class is the number modulo three."""
+    """A dark noisy image with a square of one colour; the class is the number modulo three."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
     top, left = rng.integers(4, 20, 2)

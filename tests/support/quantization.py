@@ -1,4 +1,4 @@
-"""What the tests of 8-bit models share: the shipped checkpoint, pictures of CIFAR-10, and how much may be lost."""
+"""What the tests of 8-bit models share: the shipped checkpoint, images of CIFAR-10, and how much may be lost."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from blobs import NANO_CHECKPOINT
 from focusvit_hf.hub.checkpoints import load_checkpoint
 
 
-PICTURES = 1000
-# Of 1,000 pictures a handful changes its answer; on all 10,000 the loss is below 0.1 points (benchmarks/export.py).
+IMAGES = 1000
+# Of 1,000 images a handful changes its answer; on all 10,000 the loss is below 0.1 points (benchmarks/export.py).
 LARGEST_LOSS = 0.01
 SMALLEST_AGREEMENT = 0.98
 # Bytes of the checkpoint's weights in float32.
@@ -22,8 +22,8 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def reference(checkpoint, cifar10_test):
-    """Pictures, classes, pixels, maps, and the classes that the model in float32 finds."""
-    images, classes = cifar10_test(PICTURES)
+    """Images, classes, pixels, maps, and the classes that the model in float32 finds."""
+    images, classes = cifar10_test(IMAGES)
     model, processor = checkpoint
     prepared = processor(list(images), return_tensors="pt")
     with torch.no_grad():

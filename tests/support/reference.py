@@ -1,4 +1,4 @@
-"""Plain, slow twins of the fast code: loops over one picture at a time. The oracles of the tests."""
+"""Plain, slow twins of the fast code: loops over one image at a time. The oracles of the tests."""
 
 import math
 from fractions import Fraction
@@ -37,7 +37,7 @@ def tile_centres(layout, height, width):
 
 
 def candidates_of(tile, layout):
-    """The tile itself and its neighbours inside the picture, in the order that decides ties."""
+    """The tile itself and its neighbours inside the image, in the order that decides ties."""
     near = [(tile // layout[1] + dr, tile % layout[1] + dc) for dr, dc in OFFSETS]
     return [r * layout[1] + c for r, c in near if 0 <= r < layout[0] and 0 <= c < layout[1]]
 
@@ -85,7 +85,7 @@ def tiling(layout, height, width, step):
 
 
 def cell_means(image, cell):
-    """Mean colour of each cell, (h, w, 3) float64, of a (3, H, W) uint8 picture."""
+    """Mean colour of each cell, (h, w, 3) float64, of a (3, H, W) uint8 image."""
     channels, height, width = image.shape
     blocks = image.astype(np.float64).reshape(channels, height // cell, cell, width // cell, cell)
     return blocks.mean(axis=(2, 4)).transpose(1, 2, 0)
@@ -122,7 +122,7 @@ def fixed_point_lab(image, cell, unit):
 
 def slic(image, layout, compactness=10.0, num_iterations=5, cell=4):
     """
-    `focusvit_hf.superpixels.slic` for one (3, H, W) uint8 picture, label for label: the same fixed-point colours and
+    `focusvit_hf.superpixels.slic` for one (3, H, W) uint8 image, label for label: the same fixed-point colours and
     positions, but Python integers, which never overflow or round.
     """
     _, image_height, image_width = image.shape
@@ -262,7 +262,7 @@ def harden(weights, shapes, grid):
 
 def attention(queries, source, parameters, num_heads, bias=None):
     """
-    Multi-head attention of one picture, a head, a query and a key at a time.
+    Multi-head attention of one image, a head, a query and a key at a time.
 
     `queries` (L, D), `source` (S, D), `parameters` name -> array of the four projections, `bias` (S,).
     """

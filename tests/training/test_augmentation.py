@@ -1,4 +1,4 @@
-"""Augmentation against plain loops over single pictures."""
+"""Augmentation against plain loops over single images."""
 
 import json
 import math
@@ -203,7 +203,7 @@ def test_cutmix_weighs_targets_by_the_area_it_pasted(height, width, seed, alpha)
 def test_cutmix_boxes_cover_about_what_they_should():
     images, targets = torch.zeros(2, 3, 64, 64), torch.eye(2)
     pasted = torch.stack([cutmix(images, targets, 1.0, seeded(seed))[1][0, 1] for seed in range(300)])
-    # A side s around a uniform place covers s - s²/4 of the picture's on the average; s² is uniform.
+    # A side s around a uniform place covers s - s²/4 of the image's on the average; s² is uniform.
     assert abs(pasted.mean() - (1 / 2 - 1 / 5 + 1 / 48)) < 0.04
     assert pasted.min() < 0.05 and pasted.max() > 0.75
 

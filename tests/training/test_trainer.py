@@ -17,8 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.fixture
 def rows(pixels):
-    """Three pictures of three classes."""
-    return [{"pixel_values": picture, "labels": label} for label, picture in enumerate(pixels[:3])]
+    """Three images of three classes."""
+    return [{"pixel_values": image, "labels": label} for label, image in enumerate(pixels[:3])]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def truncate(path):
 
 
 def blank(features):
-    """Stands for augmentation: pictures that nobody can tell apart."""
+    """Stands for augmentation: images that nobody can tell apart."""
     batch = default_data_collator(features)
     return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
 
