@@ -26,9 +26,10 @@ from safetensors.torch import load_file, save
 from transformers import pipeline
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from experiments.dense.keep import LOG_FILE, measured
+from experiments.dense.keep import measured
 from experiments.micro.arguments import parser_of
 from focusvit_hf.explanation.segmentation import class_names
+from focusvit_hf.hub.contents import TRAINING_LOG_FILE
 from focusvit_hf.training.arguments import ModelArguments
 from focusvit_hf.training.segmentation_data import SegmentationDataArguments, load_masks
 from focusvit_hf.utils.files import new_folder, read_json, write_json, write_whole
@@ -94,7 +95,7 @@ def finish(runs: Sequence[Path], target: Path, data: Path, shifts: Sequence[floa
         list of `runs` (names), `shift` and `figure` (in 0..1): each run alone, the best first, then each mean that was
         tried, then each shift.
     """
-    logs = {run: read_json(run / LOG_FILE) for run in runs}
+    logs = {run: read_json(run / TRAINING_LOG_FILE) for run in runs}
     weights = {run: load_file(run / SAFE_WEIGHTS_NAME) for run in runs}
     mean_of(list(weights.values()))
     rows = held_out(list(logs.values()), data)
@@ -135,7 +136,7 @@ def finish(runs: Sequence[Path], target: Path, data: Path, shifts: Sequence[floa
         write_whole(folder / SAFE_WEIGHTS_NAME, save(mixed(kept, chosen), {"format": "pt"}))
         for name in ("config.json", "preprocessor_config.json"):
             shutil.copy(best / name, folder / name)
-        write_json(folder / LOG_FILE, log)
+        write_json(folder / TRAINING_LOG_FILE, log)
     return tried
 
 

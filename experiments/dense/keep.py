@@ -25,14 +25,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from experiments.micro.arguments import parser_of
 from experiments.teacher.keep import in_half
 from focusvit_hf.explanation.segmentation import class_names
+from focusvit_hf.hub.contents import TRAINING_LOG_FILE
 from focusvit_hf.hub.model_card import model_card
 from focusvit_hf.hub.training_record import TrainingRecord
 from focusvit_hf.segmentation_maps import decode_mask
 from focusvit_hf.training.segmentation_metrics import SegmentationMetrics
 from focusvit_hf.utils.files import new_folder, read_json, write_json, write_whole
-
-
-LOG_FILE = "training_log.json"
 
 
 def measured(find: Any, rows: Any) -> dict[str, float]:
@@ -52,7 +50,7 @@ def measured(find: Any, rows: Any) -> dict[str, float]:
 
 def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | None = None) -> dict[str, float]:
     """Writes the folder `target`, which must not be there yet, and returns what was measured, each in 0..1."""
-    log = read_json(run / LOG_FILE)
+    log = read_json(run / TRAINING_LOG_FILE)
     if log["arguments"].get("model_name_or_path"):
         # A folder, which from elsewhere would look like a name on the Hub.
         log["base_model"] = f"./{log['arguments']['model_name_or_path']}"
@@ -66,7 +64,7 @@ def keep(run: Path, target: Path, rows: Any, notes: str = "", license: str | Non
         find: Any = pipeline("image-segmentation", model=str(folder), dtype=torch.float32)
         figures = measured(find, rows)
         log["figures"] = {**log["figures"], **{f"test_{name}": value for name, value in figures.items()}}
-        write_json(folder / LOG_FILE, log)
+        write_json(folder / TRAINING_LOG_FILE, log)
         record = TrainingRecord.from_log(log)
         card = str(model_card(find.model, target.name, location=f"model_cards/{target.name}", record=record))
         head, mark, rest = card.partition("\n## Model\n")

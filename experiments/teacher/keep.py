@@ -25,6 +25,7 @@ from experiments.teacher.efficientnet import MEAN, NAME, SIZE, STD
 from experiments.teacher.train import LOG_FILE, measure
 from focusvit_hf import FocusViTForImageClassification, FocusViTImageProcessor
 from focusvit_hf.conversion.sources import source_of_model
+from focusvit_hf.hub.contents import TRAINING_LOG_FILE
 from focusvit_hf.hub.model_card import model_card
 from focusvit_hf.hub.training_record import TrainingRecord
 from focusvit_hf.utils.files import new_folder, read_json, write_json, write_whole
@@ -99,6 +100,7 @@ among them, with their labels.
 """
 # Of what it learned before the last round.
 FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {count} more on new ones"
+UNLABELLED = ",\nin one round with images of other data sets without their labels ({sets}) among them"
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
@@ -172,7 +174,7 @@ def keep(run: Path, target: Path, data: Path = DATA) -> float:
         else:
             card = dense_card(kept, target.name, log)
         write_whole(folder / "README.md", card.encode())
-        write_json(folder / "training_log.json", log)
+        write_json(folder / TRAINING_LOG_FILE, log)
     accuracy = figures["test_accuracy"]
     print(f"{accuracy:.4f} on the test split; {target / _WEIGHTS}: {(target / _WEIGHTS).stat().st_size / 1e6:.1f} MB")
     return accuracy
@@ -198,31 +200,21 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     given = {"num_train_epochs": len(log["history"]), "per_device_train_batch_size": recipe["batch_size"]}
     given |= {key: recipe[key] for key in ("learning_rate", "weight_decay", "ema_decay", "seed")}
     given |= {"bf16": True, "teacher_model_name_or_path": NAME}
-    run, bank = "python -m experiments.teacher.train experiments/teacher", "--bank runs/teacher-bank"
-    command = f"{run}/focusvit-tiny.json {bank} --out runs/focusvit-tiny"
-    views = f"{recipe['views']} augmented views of each"
     fixed = sum(entry["views"] > 0 for entry in log["earlier"])
     rounds = _rounds(log["earlier"][fixed:])
+    views = f"{recipe['views']} augmented views of each"
     if not recipe["views"]:
         views = f"views drawn anew at every step, {recipe['mix']:.0%} of the batches mixed by mixup or cutmix"
+        views += " in the last round" if rounds else ""
         views += FIXED.format(count=fixed) if fixed else ""
         views += NEW.format(count=sum(rounds)) if rounds else ""
-        folder = "runs/mixed"
-        command += f"\n{run}/focusvit-tiny-mixed.json --begin runs/focusvit-tiny --out {folder}"
-        # The first round on new views is the recipe as it stands.
-        for number, epochs in enumerate([*rounds, len(log["history"])][1:], start=2):
-            if number > len(rounds) and recipe["config"].get("stem_blocks"):
-                command += f"\n{run}/focusvit-tiny-deep.json --begin {folder} --out runs/deep"
-                break
-            changes = f"stages=[[{SIZE},{epochs}]] ema_decay={recipe['ema_decay']}"
-            command += f"\n{run}/focusvit-tiny-mixed.json --begin {folder} --change {changes}"
-            folder = f"runs/mixed-{number}"
-            command += f" --out {folder}"
+    others = sorted({name for entry in log["rounds"] for name in entry["recipe"].get("unlabelled", [])})
+    views += UNLABELLED.format(sets=", ".join(others)) if others else ""
     record = TrainingRecord(
         dataset="Imagenette, a balanced part at 224 px",
         dataset_id="frgfm/imagenette",
         license="apache-2.0",
-        command=command,
+        command="\n".join(entry["command"] for entry in log["rounds"]),
         images={"train": 5000, "test": images},
         evaluation_split="test",
         figures={key: value for key, value in log["figures"].items() if key.startswith("test_")},

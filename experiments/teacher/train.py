@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -55,6 +56,7 @@ from experiments.teacher.mixed import MixedTeaching
 from experiments.teacher.pupils import NAMES, Peer, Pupil
 from experiments.teacher.recipe import Recipe, rate
 from focusvit_hf import FocusViTImageProcessor
+from focusvit_hf.hub.contents import TRAINING_LOG_FILE
 from focusvit_hf.training.averaging import ExponentialMovingAverage
 from focusvit_hf.training.distillation import distillation_loss
 from focusvit_hf.training.elastic import ElasticSuperpixels
@@ -76,6 +78,7 @@ class State:
         out (`Path`): Folder of its run.
         pupil, optimizer, average: Its weights, AdamW, and the average that is measured and saved.
         epoch (`int`): Epochs that are finished; `history` has the figures of each, `earlier` those of the runs before.
+        rounds (list of `dict`): `command` and `recipe` of the runs before, and its own.
     """
 
     recipe: Recipe
@@ -86,6 +89,7 @@ class State:
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     earlier: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Replaces an older state in one step."""
@@ -232,10 +236,12 @@ def run(
     every: int,
     data: Path = DATA,
     begin: Path | None = None,
+    command: str = "",
 ) -> dict[Path, dict[str, Any]]:
     """
     Trains pupils, each with its recipe and the folder of its run, to the end, and measures them. A run goes on from
-    the last epoch that was finished; a new one begins from the average of the run `begin`, if there is one.
+    the last epoch that was finished; a new one begins from the average of the run `begin`, if there is one. The log of
+    a run says which `command` began it.
 
     Raises:
         ValueError: If the recipes differ in more than their pupils, if a bank is missing or not used, and if a folder
@@ -252,7 +258,7 @@ def run(
     held_out = (torch.arange(len(examples)) % 5 == 0) & (examples.labels != UNLABELLED)
     rows = (~held_out if split == "validation" else torch.ones_like(held_out)).nonzero().flatten()
     teaching = MixedTeaching(examples.images, first) if bank is None else Teaching(bank, examples.images, first.views)
-    states = [begun(recipe, out, begin, split) for out, recipe in recipes.items()]
+    states = [begun(recipe, out, begin, split, command) for out, recipe in recipes.items()]
     while (epoch := min(state.epoch for state in states)) < first.epochs:
         # An interruption may have left one epoch of some of them alone.
         behind = [state for state in states if state.epoch == epoch]
@@ -295,11 +301,12 @@ def settings_of(recipe: Recipe, split: str) -> dict[str, Any]:
 
 def write_log(state: State, split: str, **figures: Any) -> None:
     """Replaces the log of a run."""
-    about = {"settings": settings_of(state.recipe, split), "earlier": state.earlier, "history": state.history}
-    write_json(state.out / LOG_FILE, {**about, **figures})
+    about = {"settings": settings_of(state.recipe, split), "rounds": state.rounds}
+    entries = {"earlier": state.earlier, "history": state.history}
+    write_json(state.out / LOG_FILE, {**about, **entries, **figures})
 
 
-def begun(recipe: Recipe, out: Path, begin: Path | None, split: str) -> State:
+def begun(recipe: Recipe, out: Path, begin: Path | None, split: str, command: str = "") -> State:
     """A pupil at the beginning of its run, or where the run in `out` ended."""
     torch.manual_seed(recipe.seed)
     pupil = Peer(recipe) if recipe.peer else Pupil(recipe)
@@ -308,18 +315,23 @@ def begun(recipe: Recipe, out: Path, begin: Path | None, split: str) -> State:
             raise ValueError(f"expected no --begin for {recipe.peer}, which begins untrained, got {begin}")
         begin_from(begin, pupil)
     optimizer = torch.optim.AdamW(parameter_groups(pupil, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
-    state = State(recipe, out, pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay))
+    own = {"command": command, "recipe": asdict(recipe)}
+    state = State(recipe, out, pupil, optimizer, ExponentialMovingAverage(recipe.ema_decay), rounds=[own])
     out.mkdir(parents=True, exist_ok=True)
-    if begin is not None and (begin / LOG_FILE).is_file():
-        log = read_json(begin / LOG_FILE)
+    # A checkpoint that was kept has the log of its run under another name.
+    before = [begin / name for name in (LOG_FILE, TRAINING_LOG_FILE) if begin is not None and (begin / name).is_file()]
+    log = read_json(before[0]) if before else {}
+    # That of another program has other figures.
+    if "history" in log:
         state.earlier = [*log.get("earlier", []), *log["history"]]
+        state.rounds = [*log.get("rounds", []), own]
     if (out / STATE_FILE).is_file():
         log = read_json(out / LOG_FILE)
         # A log that was written before a field was known means its default.
         there = log["settings"] | {"recipe": asdict(Recipe(**log["settings"]["recipe"]))}
         if there != settings_of(recipe, split):
             raise ValueError(f"expected the recipe of {out / LOG_FILE}, got another; choose another --out")
-        state.earlier = log["earlier"]
+        state.earlier, state.rounds = log["earlier"], log.get("rounds", [own])
         state.load(out / STATE_FILE)
     return state
 
@@ -385,6 +397,23 @@ def finish(state: State, exam: Exam | None) -> tuple[dict[str, float], torch.Ten
     return figures, right
 
 
+def command_of(args: argparse.Namespace) -> str:
+    """The command of a run, whose folders are named as if they were below `runs/` where they are elsewhere."""
+
+    def place(path: Path) -> str:
+        return f"runs/{path.name}" if path.is_absolute() else str(path)
+
+    parts = ["python -m experiments.teacher.train", *map(place, args.recipe)]
+    for option in ("bank", "begin", "out"):
+        if getattr(args, option) is not None:
+            parts += [f"--{option}", place(getattr(args, option))]
+    if args.split != "test":
+        parts += ["--split", args.split]
+    # Last, since it takes any number of values.
+    parts += ["--change", *map(shlex.quote, args.change)] if args.change else []
+    return " ".join(parts)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -407,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipes = {args.out / path.stem if several else args.out: Recipe.read(path, **changes) for path in args.recipe}
     if len(recipes) < len(args.recipe):
         parser.error(f"expected recipes of different names, got {[path.name for path in args.recipe]}")
-    run(recipes, args.bank, args.split, args.every, begin=args.begin)
+    run(recipes, args.bank, args.split, args.every, begin=args.begin, command=command_of(args))
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_a_run_is_kept_in_half_the_bytes_with_what_the_pipeline_finds_in_test_im
     FocusViTImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "run")
     arguments = {"data_dir": "data/figures", "model_name_or_path": "runs/before"}
     log = {"arguments": arguments, "command": "focusvit train", "figures": {"eval_mean_iou": 0.5}}
-    write_json(tmp_path / "run" / keep.LOG_FILE, {**log, "images": {"train": 9, "validation": 3}})
+    write_json(tmp_path / "run" / keep.TRAINING_LOG_FILE, {**log, "images": {"train": 9, "validation": 3}})
     images, masks = squares(3, 3)
     rows = [
         {"image": Image.fromarray(image.permute(1, 2, 0).numpy()).resize((112, 112)), "mask": Image.fromarray(mask)}
@@ -201,11 +201,11 @@ def test_runs_are_averaged_and_the_last_class_shifted_as_long_as_the_held_out_im
                 parameter += 0.05 * torch.randn_like(parameter)
         model.save_pretrained(run)
         FocusViTImageProcessor.from_model_config(model.config).save_pretrained(run)
-        write_json(run / keep.LOG_FILE, {**log, "command": f"train {number}"})
+        write_json(run / keep.TRAINING_LOG_FILE, {**log, "command": f"train {number}"})
         weights[run.name] = load_file(run / "model.safetensors")
     command = [*map(str, runs), "--data", str(tmp_path / "data"), "--shifts", "0", "-0.6", "40", "--out"]
     finish.main([*command, str(tmp_path / "mixed")])
-    mixed = json.loads((tmp_path / "mixed" / keep.LOG_FILE).read_text())
+    mixed = json.loads((tmp_path / "mixed" / keep.TRAINING_LOG_FILE).read_text())
     tried = [(entry["runs"], entry["shift"], entry["figure"]) for entry in mixed["tried"]]
     lines = [f"{figure:.4f}  {shift:+.1f}  {' + '.join(names)}" for names, shift, figure in tried]
     assert capsys.readouterr().out.splitlines() == lines
@@ -230,7 +230,7 @@ def test_runs_are_averaged_and_the_last_class_shifted_as_long_as_the_held_out_im
     assert mixed["wall_time_seconds"] == 60 * len(kept) and mixed["command"].count("train ") == len(kept)
     assert mixed["command"].endswith(f"--shifts {shift:g} --data data/squares --out runs/mixed")
 
-    write_json(runs[0] / keep.LOG_FILE, {**log, "arguments": {**arguments, "seed": 8}})
+    write_json(runs[0] / keep.TRAINING_LOG_FILE, {**log, "arguments": {**arguments, "seed": 8}})
     with pytest.raises(ValueError, match=r"one --seed and one --train_val_split, got \[\(7, 0.25\), \(8, 0.25\)\]"):
         finish.main([*command, str(tmp_path / "other")])
     with pytest.raises(ValueError, match="Expected runs of one model, got weights of other names or shapes"):

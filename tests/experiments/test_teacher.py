@@ -124,6 +124,11 @@ def test_a_run_on_mixed_images_begins_from_another_and_ends_as_if_it_was_not_int
     log = json.loads((tmp_path / "again" / "log.json").read_text())
     assert [[entry["views"] for entry in log[part]] for part in ("earlier", "history")] == [[1, 0, 0], [0]]
     assert (log["settings"]["recipe"]["stages"], log["settings"]["recipe"]["ema_decay"]) == ([[112, 1]], 0.5)
+    assert [entry["recipe"]["stages"] for entry in log["rounds"]] == [[[112, 1]], [[112, 2]], [[112, 1]]]
+    assert log["rounds"][-1]["command"] == (
+        "python -m experiments.teacher.train runs/recipe.json --begin runs/killed --out runs/again "
+        "--change 'stages=[[112,1]]' ema_decay=0.5"
+    )
 
 
 def test_a_run_begins_from_a_checkpoint_to_whose_stem_it_may_add_blocks(stand_in, tmp_path):
@@ -137,6 +142,14 @@ def test_a_run_begins_from_a_checkpoint_to_whose_stem_it_may_add_blocks(stand_in
     train.run({tmp_path / "run": recipe}, None, "test", 1, begin=tmp_path / "shipped")
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert log["earlier"] == [] and len(log["history"]) == 1
+    # What was kept of a run is a beginning, too, and brings its log; that of another program says nothing of epochs.
+    write_json(tmp_path / "shipped" / "training_log.json", {"arguments": {}})
+    train.run({tmp_path / "other": recipe}, None, "test", 1, begin=tmp_path / "shipped")
+    assert json.loads((tmp_path / "other" / "log.json").read_text())["earlier"] == []
+    write_json(tmp_path / "shipped" / "training_log.json", {"history": log["history"], "rounds": log["rounds"]})
+    train.run({tmp_path / "third": recipe}, None, "test", 1, begin=tmp_path / "shipped")
+    third = json.loads((tmp_path / "third" / "log.json").read_text())
+    assert third["earlier"] == log["history"] and len(third["rounds"]) == 2
     # A run with the block is no beginning for a model without it, and neither is another model.
     for config in (POOLED, {**POOLED, "stem_blocks": 1, "intermediate_size": 48}):
         other = train.Recipe(**{**MIXED, "config": config})
