@@ -116,7 +116,7 @@ def test_an_unknown_option_fails_as_in_the_library(processor):
 
 
 @pytest.mark.parametrize("size", [{"height": 1, "width": 1}, {"height": 1, "width": 2}])
-def test_a_image_of_one_pixel_is_enlarged(processor, size):
+def test_an_image_of_one_pixel_is_enlarged(processor, size):
     image = Image.new("RGB", (size["width"], size["height"]), (255, 0, 0))
     output = processor(image, return_tensors="pt")
     assert (output.pixel_values[0, 0] == 1).all() and (output.pixel_values[0, 1:] == -1).all()

@@ -274,7 +274,7 @@ def test_resizing_a_photograph_is_within_a_grey_level_of_pil(cat, size, filter_n
         assert difference.max() <= 1 and (difference == 0).mean() > 0.97
 
 
-def test_resizing_reads_the_memory_of_a_image_without_a_warning(cat, recwarn):
+def test_resizing_reads_the_memory_of_an_image_without_a_warning(cat, recwarn):
     before = np.array(cat)
     resize(cat, SizeDict(height=20, width=30), Image.Resampling.BILINEAR)
     assert not recwarn.list

@@ -100,7 +100,7 @@ among them, with their labels.
 """
 # Of what it learned before the last round.
 FIXED, NEW = ",\nafter {count} epochs on fixed views of each image", " and {count} more on new ones"
-UNLABELLED = ",\nin one round with images of other data sets without their labels ({sets}) among them"
+UNLABELLED = ",\nin one round with images of other data sets without their labels among them\n({sets})"
 LIMITS = """## Limits
 
 Ten classes, one seed. Every image becomes one of the ten, often with a high score. Images were squashed to squares.
@@ -226,7 +226,8 @@ def pooled_card(model: FocusViTForImageClassification, name: str, log: Mapping[s
     before, _, after = text.partition("\n## Model\n")
     head, _, _ = after.partition("## Limits\n")
     licence = after[after.index("## Licence\n") :]
-    looks = " and ".join(map(str, accumulate(rounds)))
+    *first, last = map(str, accumulate(rounds)) if rounds else [""]
+    looks = f"{', '.join(first)} and {last}" if first else last
     earlier = f", and before, after {looks} epochs on new views" if rounds else ""
     taught = TAUGHT.format(**told, teacher_name=NAME, views=views, rounds=earlier)
     numbers = "49 in every step of the training"

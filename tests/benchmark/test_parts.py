@@ -51,7 +51,7 @@ def test_controls_have_no_superpixels_to_time(pooling, tiny_model):
     assert torch.equal(subjects["whole_path"](), subjects["pixels_to_logits"]().argmax(-1))
 
 
-def test_time_split_of_two_systems_is_milliseconds_a_image(systems, monkeypatch):
+def test_time_split_of_two_systems_is_milliseconds_an_image(systems, monkeypatch):
     seconds = {}
 
     def fixed(subjects, repeats, warmup, device):

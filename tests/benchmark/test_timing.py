@@ -88,7 +88,7 @@ def test_interleaved_refuses_too_few_rounds(options):
         interleaved({"a": int}, **options)
 
 
-def test_summary_is_median_quartiles_and_percentiles_a_image():
+def test_summary_is_median_quartiles_and_percentiles_an_image():
     times = summary([0.5, 0.1, 0.4, 0.2, 0.3], count=10)
     expected = {"p5_ms": 12, "lower_quartile_ms": 20, "median_ms": 30, "upper_quartile_ms": 40, "p95_ms": 48}
     assert times == pytest.approx(expected)

@@ -255,7 +255,7 @@ def test_a_decompression_bomb_is_refused(saved, images, capsys, monkeypatch):
     assert "MAX_IMAGE_PIXELS" in error and str(images[0]) in error
 
 
-def test_a_image_of_one_pixel_is_classified(saved, tmp_path, capsys):
+def test_an_image_of_one_pixel_is_classified(saved, tmp_path, capsys):
     Image.new("RGB", (1, 1), (9, 90, 200)).save(tmp_path / "pixel.png")
     assert run("classify", tmp_path / "pixel.png", "--model", saved) == 0
 

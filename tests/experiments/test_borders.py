@@ -118,14 +118,14 @@ def test_composites_keep_every_pixel_of_the_figure_where_it_was(noisy):
     made = composites(noisy, torch.arange(20), torch.Generator().manual_seed(0))
     mirrored = 0
     for image, mask, figure in zip(made.images, made.masks, made.figures, strict=True):
-        image = noisy.images[figure]
-        kept, flipped = ((image == p)[:, mask].all().item() for p in (image, image.flip(-1)))
+        source = noisy.images[figure]
+        kept, flipped = ((image == s)[:, mask].all().item() for s in (source, source.flip(-1)))
         assert kept != flipped
         mirrored += flipped
     assert 3 < mirrored < 17
 
 
-def test_the_middle_of_a_image_can_be_moved_into_the_blob(plain):
+def test_the_middle_of_an_image_can_be_moved_into_the_blob(plain):
     spot = plain.images.clone()
     spot[:, :, 10:14, 10:14] = 255
     made = composites(

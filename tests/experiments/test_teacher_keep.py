@@ -67,5 +67,5 @@ def test_a_pupil_of_superpixels_is_kept_with_a_card_that_names_its_teacher(stand
     log["settings"]["recipe"]["num_superpixels"] = [4, 9]
     log["rounds"][0]["recipe"]["unlabelled"] = ["other/train"]
     card = " ".join(keep.pooled_card(model, "focusvit-mine", {**log, "earlier": earlier}, 7).split())
-    assert "with images of other data sets without their labels (other/train) among them" in card
+    assert "with images of other data sets without their labels among them (other/train)" in card
     assert "was drawn from 4, 9 for each batch of the training" in card

@@ -128,7 +128,7 @@ def test_random_crops_come_from_the_image_as_it_is():
 
 
 @pytest.mark.parametrize("augmentation", [None, EVERYTHING], ids=["plain", "augmented"])
-def test_every_form_of_a_image_gives_the_same_batch(augmentation):
+def test_every_form_of_an_image_gives_the_same_batch(augmentation):
     images = noise(3, 32, 32)
     pil = [Image.fromarray(array) for array in arrays(images)]
     files = []
