@@ -336,6 +336,12 @@ def test_corruptions_do_what_they_say(small_photographs):
     assert spread[16, 17] == pytest.approx(float(spread[17, 16])) and spread.sum() == pytest.approx(1.0, abs=0.05)
 
 
+def test_images_are_changed_a_few_at_a_time(examples, monkeypatch):
+    monkeypatch.setattr(robustness, "_CHUNK", 3)
+    for name, corrupt in corruptions.CORRUPTIONS.items():
+        assert torch.equal(robustness._changed(examples.images[:8], corrupt), corrupt(examples.images[:8])), name
+
+
 def test_models_are_measured_under_every_change(examples):
     some = examples[slice(8)]
     larger = Examples(some.images.repeat_interleave(2, 2).repeat_interleave(2, 3), some.labels)
