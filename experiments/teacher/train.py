@@ -8,6 +8,8 @@ A pupil of the bank's teacher, trained from a recipe at growing resolutions.
         --change stages=[[224,96]] ema_decay=0.999 --out runs/mixed-2
     python -m experiments.teacher.train experiments/teacher/focusvit-tiny-deep.json \\
         --begin runs/mixed-2 --out runs/deep
+    python -m experiments.teacher.train experiments/teacher/focusvit-tiny-varied.json \\
+        --begin model_cards/focusvit-tiny-imagenette-taught --out runs/varied
     python -m experiments.teacher.train experiments/teacher/dense_controls/*.json --out runs/controls
 
 The pupil learns four things of each view: its label, the teacher's ten logits, the teacher's 1,000 logits through a
