@@ -40,12 +40,23 @@ def brightness(images: torch.Tensor, factor: float) -> torch.Tensor:
     return _restored(images.float() * factor)
 
 
+def rotated(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """
+    Images `(count, 3, height, width)` in floating point, each turned about its middle by its angle `(count,)` in
+    radians: bilinear, and what comes in at a corner is the mirror image, since a black one would get superpixels of
+    its own.
+    """
+    cosine, sine = angles.cos(), angles.sin()
+    rows = torch.stack((cosine, -sine)), torch.stack((sine, cosine))
+    turns = F.pad(torch.stack(rows).permute(2, 0, 1), (0, 1)).to(images.dtype)
+    places = F.affine_grid(turns, list(images.shape), align_corners=False)
+    return F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
+
+
 def rotate(images: torch.Tensor, degrees: float = 10.0) -> torch.Tensor:
-    """Rotated about the middle, bilinear; what comes in at the corners is the mirror image."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), -1, -1)
-    places = F.affine_grid(turn, list(images.shape), align_corners=False)
-    return _restored(F.grid_sample(images.float(), places, padding_mode="reflection", align_corners=False))
+    """See [`rotated`]; all by the same angle."""
+    angles = torch.full((len(images),), math.radians(degrees), dtype=torch.float64)
+    return _restored(rotated(images.float(), angles))
 
 
 def stretch(images: torch.Tensor, vertical: float = 1.0, horizontal: float = 1.0) -> torch.Tensor:

@@ -14,6 +14,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from experiments.robustness.corruptions import rotated
 from experiments.teacher.bank import Lesson
 from experiments.teacher.efficientnet import SIZE, EfficientNetLite0, fold_batch_norms
 from experiments.teacher.recipe import Recipe
@@ -24,18 +25,6 @@ from focusvit_hf.training.augmentation import (
     random_mix,
     random_resized_crop,
 )
-
-
-def random_rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """
-    Images `(batch_size, 3, height, width)`, each turned about its middle by an angle uniform in ± `degrees`: bilinear,
-    and what comes in at a corner is the mirror image, since a black one would get superpixels of its own.
-    """
-    angles = (torch.rand(len(images)) * 2 - 1) * math.radians(degrees)
-    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    turns = torch.stack([torch.stack([cos, -sin, none], dim=1), torch.stack([sin, cos, none], dim=1)], dim=1)
-    grid = nn.functional.affine_grid(turns, list(images.shape), align_corners=False)
-    return nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def mixed_views(
@@ -55,13 +44,13 @@ def mixed_views(
         jitter (three of `float`): Strength of brightness, contrast and saturation, see `color_jitter`.
         mix (`AugmentationConfig`): How images are mixed.
         side (`int`): Of the views, in pixels.
-        rotation (`float`): Degrees by which a view is turned at most.
+        rotation (`float`): Degrees by which a view is turned at most, either way.
     """
     least, largest = scale
     brightness, contrast, saturation = jitter
     views = random_resized_crop(images, (side, side), (least, largest), dtype=torch.float32)
     if rotation:
-        views = random_rotation(views, rotation)
+        views = rotated(views, (torch.rand(len(views)) * 2 - 1) * math.radians(rotation))
     views = color_jitter(random_horizontal_flip(views), brightness, contrast, saturation)
     # A place in the batch stands for a class, so that the mix tells whether it took place.
     places = torch.eye(len(images))

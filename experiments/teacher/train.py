@@ -36,6 +36,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -399,21 +400,10 @@ def finish(state: State, exam: Exam | None) -> tuple[dict[str, float], torch.Ten
     return figures, right
 
 
-def command_of(args: argparse.Namespace) -> str:
-    """The command of a run, whose folders are named as if they were below `runs/` where they are elsewhere."""
-
-    def place(path: Path) -> str:
-        return f"runs/{path.name}" if path.is_absolute() else str(path)
-
-    parts = ["python -m experiments.teacher.train", *map(place, args.recipe)]
-    for option in ("bank", "begin", "out"):
-        if getattr(args, option) is not None:
-            parts += [f"--{option}", place(getattr(args, option))]
-    if args.split != "test":
-        parts += ["--split", args.split]
-    # Last, since it takes any number of values.
-    parts += ["--change", *map(shlex.quote, args.change)] if args.change else []
-    return " ".join(parts)
+def command_of(argv: Sequence[str]) -> str:
+    """The command as it was given, whose absolute paths are named as if they were below `runs/`."""
+    parts = [f"runs/{Path(part).name}" if Path(part).is_absolute() else part for part in argv]
+    return f"python -m experiments.teacher.train {shlex.join(parts)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -438,7 +428,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     recipes = {args.out / path.stem if several else args.out: Recipe.read(path, **changes) for path in args.recipe}
     if len(recipes) < len(args.recipe):
         parser.error(f"expected recipes of different names, got {[path.name for path in args.recipe]}")
-    run(recipes, args.bank, args.split, args.every, begin=args.begin, command=command_of(args))
+    run(
+        recipes,
+        args.bank,
+        args.split,
+        args.every,
+        begin=args.begin,
+        command=command_of(sys.argv[1:] if argv is None else argv),
+    )
 
 
 if __name__ == "__main__":
